@@ -1,0 +1,48 @@
+# `make` lists the commands. The first one that needs it makes .venv from requirements.lock; after that it costs nothing.
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: help demo repro test test-all check ui lock clean
+
+help:  ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+
+demo: $(READY)  ## the whole pipeline on built-in data, under two minutes; no download but the packages
+	onecycle demo
+
+repro: $(READY)  ## the whole pipeline on CIFAR-10 as params.yaml says (dvc repro)
+	dvc repro
+
+test: $(READY)  ## the tests
+	pytest
+
+test-all: $(READY)  ## the tests, slow ones too
+	pytest -m ""
+
+check: $(READY)  ## lint, formatting, types
+	ruff check .
+	ruff format --check .
+	mypy
+
+ui: $(READY)  ## browse the runs in MLflow
+	onecycle ui
+
+lock: $(READY)  ## pin all packages anew, for every platform, from pyproject.toml
+	uv pip compile --universal --python-version 3.11 --all-extras --generate-hashes --no-emit-index-url \
+	  --upgrade --quiet --custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
+
+clean:  ## remove .venv; results and data stay
+	rm -rf $(VENV)
+
+# uv does the installing; pip only fetches uv itself, as the lock pins it.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12")'
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@awk '/^[A-Za-z0-9]/ { wanted = /^uv==/ } wanted' requirements.lock > $(VENV)/uv.lock
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $(VENV)/uv.lock
+	@echo "installing the packages of requirements.lock into $(VENV)"
+	@$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --require-hashes -r requirements.lock
+	@$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
+	@touch $(READY)

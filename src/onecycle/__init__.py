@@ -1,0 +1,1 @@
+"""Reproducible, comparable image classification: DVC stages, One Cycle training, MLflow rows."""

@@ -1,0 +1,190 @@
+"""CIFAR-10's archive → arrays, trusting nothing in it.
+
+    from onecycle import archive
+    dataset = archive.read(Path("cifar-10-python.tar.gz"))
+
+The layout is the one torchvision.datasets.CIFAR10 reads (https://www.cs.toronto.edu/~kriz/cifar.html): pickles in
+cifar-10-batches-py/. Members are read by name and never extracted, sizes are bounded, each member's MD5 is the
+published one before it is unpickled, and the unpickler knows no class or function.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import pickle
+import pickletools
+import tarfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+import numpy as np
+
+from onecycle.data import Dataset, Images, Labels, describe
+
+FOLDER = "cifar-10-batches-py"
+MD5 = {
+    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "data_batch_4": "634d18415352ddfa80567beed471001a",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    "test_batch": "40351d587109b95175f43aff81a1287e",
+    "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+}
+"""The published members and their MD5, as in torchvision."""
+
+LARGEST_MEMBER = 64 * 2**20
+LARGEST_CONTENT = 512 * 2**20
+"""Bytes, unpacked; the published members have 31 MB each, 186 MB together."""
+
+
+class ArchiveError(ValueError):
+    """This is not the published archive; says in a few words what is wrong with it."""
+
+
+def read(path: Path, md5: Mapping[str, str] = MD5) -> Dataset:
+    """Read the .tar.gz at `path`, or the folder that holds its unpacked members.
+
+    Args:
+        path: the archive, or a folder that holds either the members or cifar-10-batches-py/.
+        md5: the members to expect, as `MD5`; every batch but test_batch is training data, in this order.
+
+    Raises:
+        ArchiveError: anything is missing, damaged, oversized, or not what was published.
+    """
+    contents = _from_folder(path, md5) if path.is_dir() else _from_archive(path, md5)
+    members = {name: _checked(name, content, md5[name]) for name, content in contents}
+    if missing := [name for name in md5 if name not in members]:
+        raise ArchiveError(f"lacks {', '.join(missing)}")
+    classes = _class_names(members.pop("batches.meta"))
+    batches = {name: _images_and_labels(name, members.pop(name), len(classes)) for name in md5 if name in members}
+    test_images, test_labels = batches.pop("test_batch")
+    arrays = {
+        "train_images": np.concatenate([images for images, _ in batches.values()]),
+        "train_labels": np.concatenate([labels for _, labels in batches.values()]),
+        "test_images": test_images,
+        "test_labels": test_labels,
+    }
+    return describe("cifar10", classes, arrays)
+
+
+def _from_folder(folder: Path, names: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
+    home = folder / FOLDER if (folder / FOLDER).is_dir() else folder
+    for name in names:
+        try:
+            if (home / name).stat().st_size > LARGEST_MEMBER:
+                raise ArchiveError(f"{name} is larger than {LARGEST_MEMBER:,} bytes")
+            yield name, (home / name).read_bytes()
+        except OSError as error:
+            raise ArchiveError(f"{name}: {error.strerror}") from None
+
+
+def _from_archive(path: Path, names: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
+    wanted = {PurePosixPath(FOLDER, name): name for name in names}
+    try:
+        # A stream: no seeking back, and no more is ever unpacked than has been counted.
+        with gzip.open(path) as stream, tarfile.open(fileobj=_Bounded(stream), mode="r|") as tar:
+            for member in tar:
+                where = PurePosixPath(member.name)
+                if where.is_absolute() or ".." in where.parts or not (member.isreg() or member.isdir()):
+                    raise ArchiveError(f"holds {member.name!r}, a link or a path that leads outside")
+                if where not in wanted:
+                    continue
+                if not 0 <= member.size <= LARGEST_MEMBER:
+                    raise ArchiveError(f"{member.name} is larger than {LARGEST_MEMBER:,} bytes")
+                content = tar.extractfile(member)
+                assert content is not None  # it is a regular file
+                yield wanted[where], content.read()
+    except ArchiveError:
+        raise
+    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, RecursionError) as error:
+        raise ArchiveError(f"is no whole .tar.gz ({error})") from None
+
+
+class _Bounded(io.RawIOBase):
+    """The first `LARGEST_CONTENT` bytes of a stream; an error behind them, since headers may announce any size."""
+
+    def __init__(self, stream: BinaryIO | gzip.GzipFile) -> None:
+        self._stream = stream
+        self._left = LARGEST_CONTENT
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._stream.read(size)
+        self._left -= len(content)
+        if self._left < 0:
+            raise ArchiveError(f"unpacks to more than {LARGEST_CONTENT:,} bytes")
+        return content
+
+
+def _checked(name: str, content: bytes, md5: str) -> bytes:
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != md5:
+        raise ArchiveError(f"{name} has MD5 {found}, not the published {md5}")
+    return content
+
+
+_OPCODES = {
+    "PROTO", "STOP", "MARK", "NONE", "NEWFALSE", "BININT", "BININT1", "BININT2", "SHORT_BINSTRING", "BINSTRING",
+    "EMPTY_DICT", "SETITEMS", "EMPTY_LIST", "APPENDS", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "GLOBAL", "REDUCE",
+    "BUILD", "BINPUT", "LONG_BINPUT",
+}  # fmt: skip
+"""What the published pickles (Python 2, protocol 2) are written with."""
+
+
+class _Record:
+    """Stands in for numpy's constructors: keeps their arguments, so that numpy never sees a stranger's."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.arguments = arguments
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds dicts, lists, tuples, bytes, integers and `_Record`s for numpy arrays; anything else is refused."""
+
+    def find_class(self, module: str, name: str) -> type[_Record]:
+        if (module, name) in {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}:
+            return _Record
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+
+def _unpickle(name: str, content: bytes) -> dict[bytes, object]:
+    try:
+        for opcode, argument, _ in pickletools.genops(content):
+            # An index into the memo reserves memory up to it.
+            if opcode.name not in _OPCODES or (opcode.name == "LONG_BINPUT" and int(str(argument)) > len(content)):
+                raise pickle.UnpicklingError(f"it holds a {opcode.name}")
+        value = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    except (pickle.UnpicklingError, ValueError, TypeError, AttributeError, IndexError, EOFError) as error:
+        raise ArchiveError(f"{name} is no pickle of arrays, lists, strings and integers: {error}") from None
+    if not isinstance(value, dict):
+        raise ArchiveError(f"{name} holds no dictionary")
+    return value
+
+
+def _class_names(content: bytes) -> tuple[str, ...]:
+    names = _unpickle("batches.meta", content).get(b"label_names")
+    if not (isinstance(names, list) and names and all(isinstance(name, bytes) for name in names)):
+        raise ArchiveError("batches.meta names no classes")
+    return tuple(name.decode("ascii", "replace") for name in names)
+
+
+def _images_and_labels(name: str, content: bytes, classes: int) -> tuple[Images, Labels]:
+    """One batch: (n, 32, 32, 3) uint8 and (n,) int64, from rows of 1,024 red, 1,024 green and 1,024 blue bytes."""
+    batch = _unpickle(name, content)
+    labels = batch.get(b"labels")
+    if not (isinstance(labels, list) and all(type(label) is int and 0 <= label < classes for label in labels)):
+        raise ArchiveError(f"{name} holds no labels in [0, {classes})")
+    match batch.get(b"data"):
+        case _Record(state=(_, (int(rows), 3072), _Record(arguments=(b"u1", *_)), False, bytes(pixels))) if (
+            rows == len(labels) and len(pixels) == 3072 * rows
+        ):
+            channels_first = np.frombuffer(pixels, np.uint8).reshape(rows, 3, 32, 32)
+            return np.ascontiguousarray(channels_first.transpose(0, 2, 3, 1)), np.array(labels, np.int64)
+    raise ArchiveError(f"{name} holds no (n, 3072) uint8 array with a label for each row")

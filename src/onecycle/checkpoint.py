@@ -1,0 +1,139 @@
+"""Training state on disk: written whole or not at all, checked when read, resumed only by the run it belongs to.
+
+State lies in the original workspace's `.state/train/<digest>/`, outside DVC's outputs (DVC deletes those before a
+stage runs, and a temporary experiment's whole folder after it). The digest stands for everything that decides the
+result, so state of other params, code, data or libraries is never mixed in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from filelock import FileLock, Timeout
+from ruamel.yaml import YAML
+
+from onecycle.errors import UserError
+
+KEPT = 2
+_MAGIC = b"onecycle checkpoint 1\n"
+_DIGEST_SIZE = hashlib.sha256().digest_size
+_NOT_TRAINING = ("data.dataset", "data.limit", "lr_range.", "evaluate.", "report.", "gate.", "runtime.")
+_LIBRARIES = ("torch", "numpy", "albumentations", "opencv-python-headless")
+
+
+class Checkpoints:
+    """The states of one training run, two at most. A context manager that holds the run's lock."""
+
+    def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
+        """Take the folder that holds all runs' states, and what decides this run's result."""
+        text = json.dumps(identity, sort_keys=True, indent=1)
+        self._all, self._identity_text = folder, text
+        self._folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._lock = FileLock(self._folder.with_suffix(".lock"))
+
+    def __enter__(self) -> Checkpoints:
+        """Raises `UserError` where another process trains the very same run."""
+        self._all.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"the same training already runs in another process (lock {self._lock.lock_file}); let it end first"
+            ) from None
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._lock.release()
+
+    def load(self) -> tuple[dict[str, Any] | None, list[str]]:
+        """(newest good state or None, notices for the user)."""
+        notices = []
+        for path in reversed(self._files()):
+            payload = _checked(path.read_bytes())
+            if payload is None:
+                notices.append(f"{path.name} is damaged and not used")
+                continue
+            state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+            return cast(dict[str, Any], state), notices
+        if not notices:
+            notices = self._why_not()
+        return None, notices
+
+    def save(self, state: Mapping[str, Any]) -> Path:
+        """Write `state` (tensors, numbers, strings, lists, dicts; its `step` names the file)."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        identity = self._folder / "identity.json"
+        if not identity.exists():
+            identity.write_text(self._identity_text, encoding="utf-8")
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        payload = buffer.getvalue()
+        path = self._folder / f"step-{state['step']:08d}.ckpt"
+        write_whole(path, _MAGIC + hashlib.sha256(payload).digest() + payload)
+        for old in self._files()[:-KEPT]:
+            old.unlink()
+        return path
+
+    def clear(self) -> None:
+        """Forget this run: it is done."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _files(self) -> list[Path]:
+        return sorted(self._folder.glob("step-*.ckpt"))
+
+    def _why_not(self) -> list[str]:
+        """Why the state of an earlier, interrupted run is not taken, if there is one."""
+        others = sorted(self._all.glob("*/identity.json"), key=lambda path: path.stat().st_mtime)
+        if not others:
+            return []
+        theirs, ours = json.loads(others[-1].read_text(encoding="utf-8")), json.loads(self._identity_text)
+        differing = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
+        return [f"an interrupted run is kept but differs in {', '.join(differing)}; starting afresh"]
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write `content` to `path` so that a crash or a full disk leaves either the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _checked(content: bytes) -> bytes | None:
+    """The payload of a checkpoint file, or None if a byte of it is wrong."""
+    head, payload = content[: len(_MAGIC) + _DIGEST_SIZE], content[len(_MAGIC) + _DIGEST_SIZE :]
+    return payload if head == _MAGIC + hashlib.sha256(payload).digest() else None
+
+
+def identity(params: Mapping[str, object], code: Iterable[Path], **inputs: object) -> dict[str, str]:
+    """Everything that decides a training run's result, each under a name a person understands.
+
+    Args:
+        params: flat params; those that training never reads are left out.
+        code: the files that compute the result (`code_of("train")`).
+        inputs: what else flows in: data digest, peak rate, device, threads.
+    """
+    ours = {key: repr(value) for key, value in params.items() if not key.startswith(_NOT_TRAINING)}
+    files = {path.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in code}
+    versions = {f"{name} version": version(name) for name in _LIBRARIES}
+    return ours | files | versions | {key: str(value) for key, value in inputs.items()}
+
+
+def code_of(stage: str) -> list[Path]:
+    """The Python files that dvc.yaml names as dependencies of `stage`."""
+    graph = YAML(typ="safe", pure=True).load(Path("dvc.yaml").read_text(encoding="utf-8"))
+    return [Path(dep) for dep in graph["stages"][stage]["deps"] if dep.endswith(".py")]

@@ -1,0 +1,78 @@
+"""The whole pipeline on built-in data, as one DVC experiment that leaves the workspace as it was: `make demo`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from onecycle import paths
+from onecycle.errors import UserError
+
+NAME = "demo"
+RESULTS = Path("demo")
+SETTINGS = {
+    "data.dataset": "digits",
+    "epochs": 8,
+    "batch_size": 64,
+    "model.width": 16,
+    "augment.flip_probability": 0,  # a mirrored 2 is no 2
+    "one_cycle.max_at_epoch": 2,
+}
+
+
+def main() -> None:
+    """Run the experiment `demo`, copy its small results and report into demo/, and say where everything is."""
+    if not paths.PARAMS.exists():
+        raise UserError("params.yaml is missing; run the demo from the folder that holds it")
+    started = time.monotonic()
+    _dvc("exp", "remove", "--quiet", NAME, quiet=True)  # an earlier demo; there may be none
+    changes = [word for key, value in SETTINGS.items() for word in ("-S", f"{key}={value}")]
+    if _dvc("exp", "run", "--temp", "--name", NAME, *changes):
+        raise UserError("the demo's `dvc exp run` failed; its own message is above")
+    shutil.rmtree(RESULTS, ignore_errors=True)
+    RESULTS.mkdir()
+    for source in (paths.REPORT, paths.TRAIN, paths.EVALUATE):
+        target = RESULTS / source.name
+        if _dvc("get", ".", source.as_posix(), "--rev", NAME, "--out", str(target), "--quiet"):
+            raise UserError(f"{source} of the demo could not be copied to {target}; dvc's message is above")
+    _show(time.monotonic() - started)
+
+
+def _dvc(*arguments: str, quiet: bool = False) -> int:
+    """dvc's exit code; stages find this environment's python first, activated or not."""
+    binaries = Path(sys.executable).parent
+    path = os.pathsep.join((str(binaries), os.environ.get("PATH", "")))
+    silence = subprocess.DEVNULL if quiet else None
+    command = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.run(command, env={**os.environ, "PATH": path}, stdout=silence, stderr=silence).returncode
+
+
+def _show(seconds: float) -> None:
+    train = json.loads((RESULTS / paths.TRAIN.name / paths.TRAIN_METRICS.name).read_text(encoding="utf-8"))
+    test = json.loads((RESULTS / paths.EVALUATE.name / paths.EVALUATE_METRICS.name).read_text(encoding="utf-8"))
+    table = Table(title="The pipeline on handwritten digits", title_justify="left")
+    table.add_column("")
+    table.add_column("", justify="right")
+    interval = f"{test['accuracy_low']:.2%} to {test['accuracy_high']:.2%}"
+    for name, value in (
+        ("test accuracy", f"{test['accuracy']:.2%} (95 % interval {interval})"),
+        ("test loss", f"{test['loss']:.4f}"),
+        ("validation accuracy", f"{train['validation_accuracy']:.2%}"),
+        ("peak learning rate, from the range test", f"{train['max_lr']:.3g}"),
+        ("parameters", f"{train['parameters']:,.0f}"),
+        ("time, all stages", f"{seconds:.0f} s"),
+    ):
+        table.add_row(name, value)
+    console = Console()
+    console.print(table)
+    console.print(f"report      {RESULTS / paths.REPORT.name / paths.REPORT_HTML.name}  (open it in a browser)")
+    console.print("MLflow      make ui")
+    console.print("experiment  source .venv/bin/activate && dvc exp show --only-changed")

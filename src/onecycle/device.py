@@ -1,0 +1,101 @@
+"""Where and how exactly tensors are computed: device, precision, threads, and the allocator's setting."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from onecycle.errors import UserError
+from onecycle.model import Classifier
+from onecycle.params import TrainParams
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A torch device and the precision its matrix products run in (weights and sums stay fp32)."""
+
+    device: torch.device
+    precision: torch.dtype
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The context in which the network's forward pass runs."""
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
+
+    def __str__(self) -> str:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return f"{name}, {str(self.precision).removeprefix('torch.')}"
+
+
+class InPrecision(nn.Module):
+    """A classifier as a plain network: uint8 images in, fp32 logits out, computed in `compute`'s precision."""
+
+    def __init__(self, classifier: Classifier, compute: Compute) -> None:
+        super().__init__()
+        self.classifier, self._compute = classifier, compute
+
+    def forward(self, images: Tensor) -> Tensor:
+        with self._compute.autocast():
+            return self.classifier.logits(images).float()
+
+
+def select(train: TrainParams) -> Compute:
+    """The device and precision that `train` asks for; sets threads and determinism for the whole process.
+
+    Raises:
+        UserError: a device or precision is asked for that this machine lacks.
+    """
+    kind = _kind(train.device)
+    if train.threads:
+        torch.set_num_threads(train.threads)
+    if kind == "cuda":
+        torch.backends.cudnn.benchmark = not train.deterministic
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not train.deterministic
+    if train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    return Compute(torch.device(kind), _precision(train.precision, kind))
+
+
+def _kind(wanted: str) -> str:
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wanted == "auto":
+        return next(kind for kind in ("cuda", "mps", "cpu") if present[kind])
+    if not present[wanted]:
+        raise UserError(f"train.device is {wanted}, but torch sees no such device here; set it to auto or cpu")
+    return wanted
+
+
+def _precision(wanted: str, kind: str) -> torch.dtype:
+    if wanted == "fp16" and kind != "cuda":
+        raise UserError(f"train.precision fp16 needs a CUDA device, this is {kind}; set it to auto")
+    if wanted != "auto":
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[wanted]
+    if kind == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if kind == "cpu" and _cpu_multiplies_bf16() else torch.float32
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Whether the CPU has bf16 matrix instructions (AVX512-bf16 or AMX); without, bf16 is emulated and slow."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch has no public name for them
+    return any(getattr(torch.cpu, check, bool)() for check in checks)
+
+
+def keep_buffers_mapped() -> bool:
+    """Tell glibc to keep big buffers between steps (×1.27 on the CPU). False where there is no glibc.
+
+    Training allocates and frees the same hundreds of megabytes each step; by default each goes through mmap and
+    munmap, and the kernel zeroes every page anew.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    m_mmap_max, m_trim_threshold, m_top_pad = -4, -1, -2  # malloc.h
+    mallopt = ctypes.CDLL(None).mallopt
+    settings = ((m_mmap_max, 0), (m_trim_threshold, 2**31 - 1), (m_top_pad, 64 * 2**20))
+    return all(mallopt(option, value) for option, value in settings)

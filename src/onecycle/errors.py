@@ -1,0 +1,15 @@
+"""What a user may be told, and the exit codes that go with it. A leaf: it imports nothing of the package."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """Bad input: one sentence that names what, where and what to do next. Ends the process with exit code 2."""
+
+
+class Stopped(BaseException):
+    """The process was asked to end by a signal. Ends it with exit code 128 + signal number."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number

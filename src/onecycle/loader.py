@@ -1,0 +1,121 @@
+"""Batches of augmented training images, reproducible from (seed, epoch, index) and enterable at any step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from onecycle.augment import Albumentations, Batched
+from onecycle.params import AugmentParams
+
+Batch = tuple[Tensor, Tensor]
+
+
+def order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order in which an epoch takes `count` images."""
+    return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=1)).permutation(count)
+
+
+class Loader:
+    """The training split as shuffled, augmented batches of one size (images left over wait for the next epoch).
+
+    Attributes:
+        steps: batches an epoch.
+        images_per_epoch: images in them.
+    """
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+        augment: AugmentParams,
+        mean: NDArray[np.float64],
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        workers: int,
+    ) -> None:
+        """Take (N, 32, 32, 3) uint8 `images` and (N,) `labels`; batches arrive on `device` as uint8 and int64."""
+        self._count, self._seed, self._batch_size, self._device = len(labels), seed, batch_size, device
+        self.steps = self._count // batch_size
+        self.images_per_epoch = self.steps * batch_size
+        self._workers = workers
+        self._images = images
+        self._batched: Batched | None = None
+        self._labels = torch.from_numpy(np.ascontiguousarray(labels))
+        if backend(augment, device) == "batched":
+            on_device = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+            self._batched = Batched(on_device, augment, mean, seed)
+            self._labels = self._labels.to(device)
+        else:
+            self._albumentations = Albumentations(augment, mean, seed, images.shape[1])
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch` (from 0), from `first_step` on."""
+        batches = order(self._count, self._seed, epoch)[: self.images_per_epoch]
+        rows = batches.reshape(self.steps, self._batch_size)[first_step:]
+        if self._batched is not None:
+            for index in torch.from_numpy(rows).to(self._device):
+                yield self._batched(index, epoch), self._labels[index]
+            return
+        augmented = _AugmentedBatches(self._images, self._albumentations, rows, epoch)
+        own = torch.Generator()  # else the loader draws a seed from the generator that dropout draws from
+        loading = DataLoader(augmented, batch_size=None, shuffle=False, num_workers=self._workers, generator=own)
+        for images, index in loading:
+            yield images.to(self._device), self._labels[index].to(self._device)
+
+    def samples(self, classes: int, epochs: int = 4) -> list[NDArray[np.uint8]]:
+        """For each class its first image and what the first epochs make of it, (1 + epochs, 32, 32, 3) uint8 each."""
+        labels = np.asarray(self._labels.cpu())
+        index = np.array([np.flatnonzero(labels == label)[0] for label in range(classes)])
+        versions = [self._images[index], *(self._augment(index, epoch) for epoch in range(epochs))]
+        return list(np.stack(versions, axis=1))
+
+    def _augment(self, index: NDArray[np.int64], epoch: int) -> NDArray[np.uint8]:
+        if self._batched is None:
+            return self._albumentations(self._images, index, epoch)
+        return np.asarray(self._batched(torch.from_numpy(index).to(self._device), epoch).cpu())
+
+    def endless(self) -> Iterator[Batch]:
+        """Epoch after epoch, for the range test."""
+        epoch = 0
+        while True:
+            yield from self.epoch(epoch)
+            epoch += 1
+
+
+class _AugmentedBatches(Dataset[Batch]):
+    """Batch i of an epoch; a map, so that loader processes can share the work and order stays."""
+
+    def __init__(self, images: NDArray[np.uint8], augment: Albumentations, rows: NDArray[np.int64], epoch: int) -> None:
+        self._images, self._augment, self._rows, self._epoch = images, augment, rows, epoch
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, step: int) -> Batch:
+        index = self._rows[step]
+        return torch.from_numpy(self._augment(self._images, index, self._epoch)), torch.from_numpy(index)
+
+
+def backend(augment: AugmentParams, device: torch.device) -> str:
+    """`albumentations` or `batched`: what `augment.backend` comes to on `device`."""
+    if augment.backend != "auto":
+        return augment.backend
+    if augment.shift_scale_rotate_probability > 0:
+        return "albumentations"
+    return "batched" if device.type == "cuda" else "albumentations"
+
+
+def worker_count(workers: int | str, device: torch.device) -> int:
+    """`runtime.workers` as a number of loader processes."""
+    if workers != "auto":
+        return int(workers)
+    return 0 if device.type == "cpu" else (os.cpu_count() or 1) // 2

@@ -1,0 +1,353 @@
+"""params.yaml as typed, frozen values; the only reader of that file, and the place where bad values are refused.
+
+    python -m stages.params        # says what is wrong with params.yaml, or nothing
+
+There are no defaults here: params.yaml holds every key. A key that is unknown, missing, of the wrong type, out of
+its range or at odds with another raises `UserError` with one sentence that names key, rule and value.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from onecycle.errors import UserError
+
+Scalar = str | int | float | bool | None
+
+TRAINING_IMAGES = {"cifar10": 50_000, "digits": 1_437}
+"""Images in the training split of each data set, before `data.limit`."""
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Fill = Literal["mean", "black"]
+
+
+def _word_or_number(word: str, lowest: float, kind: type) -> BeforeValidator:
+    """A validator for keys that take one word or a number of type `kind` that is at least / above `lowest`."""
+
+    def check(value: object) -> object:
+        if value == word:
+            return value
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if kind is int:
+            if not (isinstance(value, int) and number and value >= lowest):
+                raise ValueError(f"must be {word!r} or an integer ≥ {lowest:g}")
+            return value
+        if not (isinstance(value, int | float) and number and value > lowest):
+            raise ValueError(f"must be {word!r} or a number > {lowest:g}")
+        return float(value)
+
+    return BeforeValidator(check)
+
+
+class Section(BaseModel):
+    """A part of params.yaml: strict types, no unknown keys, no NaN or Inf, immutable."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataParams(Section):
+    """Which images, and how they are split."""
+
+    dataset: Literal["cifar10", "digits"]
+    limit: Annotated[int, Field(ge=20)] | None
+    validation_fraction: Annotated[float, Field(ge=0, le=0.5)]
+    split_seed: Seed
+
+
+class AugmentParams(Section):
+    """Pad, random crop, flip, cutout; shift-scale-rotate as an option."""
+
+    backend: Literal["albumentations", "batched", "auto"]
+    pad: Annotated[int, Field(ge=0, le=16)]
+    border: Literal["constant", "reflect"]
+    border_fill: Fill
+    crop_probability: Probability
+    flip_probability: Probability
+    cutout_probability: Probability
+    cutout_holes: Count
+    cutout_size: Annotated[int, Field(ge=1, le=32)]
+    cutout_fill: Fill
+    cutout_overhang: bool
+    shift_scale_rotate_probability: Probability
+    shift_limit: Annotated[float, Field(ge=0, le=0.5)]
+    scale_limit: Annotated[float, Field(ge=0, le=0.9)]
+    rotate_limit: Annotated[float, Field(ge=0, le=180)]
+
+
+class ModelParams(Section):
+    """Which network."""
+
+    name: Literal["custom_resnet", "resnet18"]
+    width: Count
+    fc_bias: bool
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+
+
+class OptimizerParams(Section):
+    """Which optimiser, and what it is pulled towards besides the loss."""
+
+    name: Literal["adam", "adamw", "sgd"]
+    weight_decay: NotNegative
+    decay_norms_and_biases: bool
+    l1: NotNegative
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    beta2: Annotated[float, Field(ge=0, lt=1)]
+    epsilon: Positive
+
+
+class OneCycleParams(Section):
+    """The schedule of rate and momentum over the steps of training."""
+
+    max_lr: Annotated[float | Literal["auto"], _word_or_number("auto", 0, float)]
+    max_at_epoch: Positive
+    anneal: Literal["linear", "cosine"]
+    div_factor: Annotated[float, Field(ge=1)]
+    final_div_factor: Annotated[float, Field(ge=1)]
+    cycle_momentum: bool
+    base_momentum: Annotated[float, Field(gt=0, lt=1)]
+    max_momentum: Annotated[float, Field(gt=0, lt=1)]
+
+
+class LRRangeParams(Section):
+    """The learning-rate range test and how a rate is read from it."""
+
+    start_lr: Positive
+    end_lr: Positive
+    iterations: Annotated[int, Field(ge=20)]
+    criterion: Literal["loss", "accuracy"]
+    method: Literal["steepest", "valley", "minimum_over_ten"]
+    smoothing: NotNegative
+
+
+class TrainParams(Section):
+    """Where and how exactly training computes, and which weights it keeps."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    precision: Literal["auto", "bf16", "fp16", "fp32"]
+    threads: Annotated[int, Field(ge=0)]
+    deterministic: bool
+    compile: Literal["auto", True, False]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    keep: Literal["last", "best"]
+    early_stop_patience: Annotated[int, Field(ge=0)]
+
+
+class EvaluateParams(Section):
+    """How the test set is looked at."""
+
+    batch_size: Count
+    tta: Literal["none", "mirror"]
+    gradcam_layer: Literal["layer1", "layer2"]
+
+
+class RuntimeParams(Section):
+    """Knobs that cannot change a result."""
+
+    allocator: bool
+    workers: Annotated[int | Literal["auto"], _word_or_number("auto", 0, int)]
+    checkpoint_seconds: Positive
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    seed: Seed
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    data: DataParams
+    augment: AugmentParams
+    model: ModelParams
+    optimizer: OptimizerParams
+    one_cycle: OneCycleParams
+    lr_range: LRRangeParams
+    train: TrainParams
+    evaluate: EvaluateParams
+    runtime: RuntimeParams
+
+    def training_images(self) -> int:
+        """Images left for training after `data.limit` and the validation split."""
+        total = min(TRAINING_IMAGES[self.data.dataset], self.data.limit or math.inf)
+        return int(total - round(total * self.data.validation_fraction))
+
+
+def load(path: Path) -> Params:
+    """Read and check `path`.
+
+    Raises:
+        UserError: the file is missing, is no YAML, or holds a value that is refused.
+    """
+    return parse(path.name, _read(path))
+
+
+def flatten(params: BaseModel) -> dict[str, Scalar]:
+    """Dotted key → value, in the order of params.yaml: {"seed": 0, …, "one_cycle.max_lr": "auto", …}."""
+    return dict(_leaves(params.model_dump(), ""))
+
+
+def _leaves(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Scalar]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _read(path: Path) -> object:
+    try:
+        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path.name} is missing; run from the folder that holds it and dvc.yaml") from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path.name}{line}: not valid YAML: {error.problem or error.context}") from None
+    except (YAMLError, UnicodeDecodeError, OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path.name}: cannot be read as YAML: {' '.join(str(error).split())}") from None
+
+
+def parse(name: str, tree: object) -> Params:
+    """Check what a YAML reader made of a file called `name`. Raises `UserError` as `load` does."""
+    if not isinstance(tree, dict):
+        raise UserError(f"{name} must hold keys and values, got {_shown(tree)}")
+    try:
+        params = Params.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_sentence(name, error)) from None
+    _check_combinations(name, params)
+    return params
+
+
+def _check_combinations(name: str, params: Params) -> None:
+    """Rules that span two keys, as (holds, key, rule, value)."""
+    cycle, lr_range, augment = params.one_cycle, params.lr_range, params.augment
+    images = params.training_images()
+    rules = (
+        (
+            cycle.max_at_epoch < params.epochs,
+            "one_cycle.max_at_epoch",
+            f"< epochs ({params.epochs})",
+            cycle.max_at_epoch,
+        ),
+        (
+            cycle.base_momentum <= cycle.max_momentum,
+            "one_cycle.base_momentum",
+            f"≤ one_cycle.max_momentum ({cycle.max_momentum:g})",
+            cycle.base_momentum,
+        ),
+        (
+            lr_range.start_lr < lr_range.end_lr,
+            "lr_range.end_lr",
+            f"> lr_range.start_lr ({lr_range.start_lr:g})",
+            lr_range.end_lr,
+        ),
+        (
+            params.batch_size <= images,
+            "batch_size",
+            f"≤ the training split ({images} images)",
+            params.batch_size,
+        ),
+        (
+            augment.shift_scale_rotate_probability == 0 or augment.backend != "batched",
+            "augment.backend",
+            "albumentations or auto when augment.shift_scale_rotate_probability is above 0",
+            augment.backend,
+        ),
+        (
+            params.train.keep == "last" or params.data.validation_fraction > 0,
+            "train.keep",
+            "last when data.validation_fraction is 0 (nothing is selected on the test set)",
+            params.train.keep,
+        ),
+        (
+            params.train.early_stop_patience == 0 or params.data.validation_fraction > 0,
+            "train.early_stop_patience",
+            "0 when data.validation_fraction is 0 (nothing is selected on the test set)",
+            params.train.early_stop_patience,
+        ),
+    )
+    for holds, key, rule, value in rules:
+        if not holds:
+            raise UserError(f"{name}: {key} must be {rule}, got {_shown(value)}")
+
+
+_RULES = {
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "a string",
+    "greater_than": "> {gt}",
+    "greater_than_equal": "≥ {ge}",
+    "less_than": "< {lt}",
+    "less_than_equal": "≤ {le}",
+}
+
+
+def _sentence(name: str, error: ValidationError) -> str:
+    """The first refusal as one sentence; unknown keys first, since they explain a missing one."""
+    details = sorted(error.errors(include_url=False), key=lambda detail: detail["type"] != "extra_forbidden")
+    detail = details[0]
+    kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
+    key = ".".join(str(part) for part in detail["loc"])
+    if kind == "extra_forbidden":
+        close = difflib.get_close_matches(key, _all_keys(Params), n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]}?" if close else "; params.yaml documents the known ones"
+        return f"{name}: unknown key {key}{hint}"
+    if kind == "missing":
+        return f"{name}: key {key} is missing"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{name}: {key} must be a section with keys of its own, got {_shown(value)}"
+    if kind == "literal_error":
+        rule = f"be one of {', '.join(_shown(choice) for choice in _choices(key))}"
+    elif kind == "value_error":
+        rule = str(context["error"])
+        rule = rule.removeprefix("must ")
+    else:
+        rule = "be " + _RULES.get(kind, detail["msg"]).format(**context)
+    return f"{name}: {key} must {rule}, got {_shown(value)}"
+
+
+def _choices(key: str) -> tuple[object, ...]:
+    section, _, field = key.rpartition(".")
+    model = _sections().get(section, Params)
+    return get_args(model.model_fields[field].annotation)
+
+
+def _sections() -> dict[str, type[BaseModel]]:
+    fields = {key: field.annotation for key, field in Params.model_fields.items()}
+    return {key: kind for key, kind in fields.items() if isinstance(kind, type) and issubclass(kind, BaseModel)}
+
+
+def _all_keys(model: type[BaseModel]) -> list[str]:
+    """Every section and dotted key of `model`."""
+    sections = _sections()
+    return [
+        full
+        for key in model.model_fields
+        for full in (
+            key,
+            *(f"{key}.{inner}" for inner in (sections[key].model_fields if key in sections else ())),
+        )
+    ]
+
+
+def _shown(value: object) -> str:
+    """A value as a person wrote it: strings in quotes, YAML's spelling of the rest, one short line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = f'"{value}"' if isinstance(value, str) else str(value)
+    text = " ".join(text.split())
+    return text if len(text) <= 60 else text[:57] + "…"

@@ -1,0 +1,102 @@
+"""What the report tells of, and the one place that reads it from the workspace."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from onecycle import paths
+from onecycle.params import Params
+
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "albumentations",
+    "torch-lr-finder",
+    "numpy",
+    "scikit-learn",
+    "pandas",
+    "matplotlib",
+    "dvc",
+    "mlflow",
+)
+"""Those whose version may change a figure of the report, and the two trackers."""
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """The results of all stages as they lie in the workspace. Nothing in it knows a time, a host or a path."""
+
+    params: Params
+    versions: Mapping[str, str]
+    stats: Mapping[str, Any]
+    samples_png: bytes
+    augmented_png: bytes
+    lr_curve: pd.DataFrame
+    suggestion: Mapping[str, Any]
+    history: pd.DataFrame
+    schedule: pd.DataFrame
+    train_metrics: Mapping[str, Any]
+    model_summary: str
+    metrics: Mapping[str, Any]
+    per_class: pd.DataFrame
+    confusion: pd.DataFrame
+    predictions: pd.DataFrame
+    galleries: Mapping[str, Any]
+    gallery_images: NDArray[np.uint8]
+    """(n, H, W, 3); the galleries' entries name rows of it, and of the two arrays of maps."""
+    cam_predicted: NDArray[np.floating[Any]]
+    """(n, h, w) in [0, 1]: Grad-CAM for the predicted class."""
+    cam_true: NDArray[np.floating[Any]]
+    """(n, h, w) in [0, 1]: Grad-CAM for the label."""
+
+    @property
+    def held_out(self) -> str:
+        """Which split the per-epoch curves were taken on: "validation", or "test" where nothing was held out."""
+        return "validation" if "validation_loss" in self.history else "test"
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names by label."""
+        return list(self.galleries["classes"])
+
+
+def read(params: Params) -> ReportInputs:
+    """The workspace's results (see `paths`), and the installed libraries' versions."""
+    with np.load(paths.GALLERY_IMAGES, allow_pickle=False) as arrays:
+        images, cam_predicted, cam_true = (arrays[key] for key in ("images", "cam_predicted", "cam_true"))
+    return ReportInputs(
+        params=params,
+        versions={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        stats=_json(paths.STATS_JSON),
+        samples_png=paths.SAMPLES_PNG.read_bytes(),
+        augmented_png=paths.AUGMENTED_PNG.read_bytes(),
+        lr_curve=pd.read_csv(paths.LR_RANGE_CURVE),
+        suggestion=_json(paths.LR_RANGE_SUGGESTION),
+        history=pd.read_csv(paths.HISTORY),
+        schedule=pd.read_csv(paths.SCHEDULE),
+        train_metrics=_json(paths.TRAIN_METRICS),
+        model_summary=paths.MODEL_SUMMARY.read_text(encoding="utf-8"),
+        metrics=_json(paths.EVALUATE_METRICS),
+        per_class=pd.read_csv(paths.PER_CLASS),
+        confusion=pd.read_csv(paths.CONFUSION),
+        predictions=pd.read_parquet(paths.PREDICTIONS),
+        galleries=_json(paths.GALLERIES),
+        gallery_images=images,
+        cam_predicted=cam_predicted,
+        cam_true=cam_true,
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content

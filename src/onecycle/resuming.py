@@ -1,0 +1,63 @@
+"""A training run carried to its end: shown, logged, checkpointed, and stopped between two steps when asked to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from onecycle import signals
+from onecycle.checkpoint import Checkpoints
+from onecycle.errors import Stopped
+from onecycle.params import Params
+from onecycle.progress import TrainingProgress
+from onecycle.training import Epoch, Run
+
+LogMetrics = Callable[[Mapping[str, float], int], None]
+
+
+def train_to_end(
+    training: Run, checkpoints: Checkpoints, params: Params, held_out: str, log_metrics: LogMetrics
+) -> None:
+    """Resume `training` from its last checkpoint if there is one, and train; `log_metrics` gets each epoch's figures.
+
+    Raises:
+        Stopped: a signal asked to end; the step was finished and its state saved.
+        UserError: the loss is no longer finite; the last good state stays.
+    """
+    snapshot, notices = checkpoints.load()
+    if snapshot is not None:
+        training.restore(snapshot)
+        notices.append(f"resuming after step {training.state.step} of {training.total_steps}")
+    for notice in notices:
+        print(f"train: {notice}")
+
+    saved = time.monotonic()
+    shown = TrainingProgress(params.epochs, training.total_steps, training.state.step, params.batch_size, held_out)
+    with signals.deferred() as request, shown as progress:
+
+        def between_steps() -> None:
+            nonlocal saved
+            progress.step()
+            asked = request.signal_number
+            if asked is not None or time.monotonic() - saved >= params.runtime.checkpoint_seconds:
+                checkpoints.save(training.snapshot())
+                saved = time.monotonic()
+            if asked is not None:
+                raise Stopped(asked)
+
+        for epoch in training.epochs(between_steps):
+            log_metrics({**series(epoch, held_out), **progress.epoch(epoch)}, epoch.epoch)
+            checkpoints.save(training.snapshot())
+
+
+def series(epoch: Epoch, held_out: str) -> dict[str, float]:
+    """An epoch's figures by their names in MLflow; curves on the test set stand apart from its final figures."""
+    split = "test_epoch" if held_out == "test" else held_out
+    figures = {
+        "train/loss": epoch.train_loss,
+        "train/accuracy": epoch.train_accuracy,
+        "train/learning_rate": epoch.learning_rate,
+        f"{split}/loss": epoch.held_out_loss,
+        f"{split}/accuracy": epoch.held_out_accuracy,
+    }
+    return figures if epoch.momentum is None else figures | {"train/momentum": epoch.momentum}

@@ -1,0 +1,49 @@
+"""Signals as exceptions, and the one place where they wait: between two steps of training."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import NoReturn
+
+from onecycle.errors import Stopped
+
+ENDING = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)  # SIGHUP is not known everywhere
+
+
+def raise_stopped() -> None:
+    """From now on a signal to end raises `Stopped` where the process stands."""
+
+    def stop(number: int, _frame: FrameType | None) -> NoReturn:
+        raise Stopped(number)
+
+    for number in ENDING:
+        signal.signal(number, stop)
+
+
+@dataclass
+class Request:
+    """Whether the process was asked to end, and by which signal."""
+
+    signal_number: int | None = None
+
+
+@contextmanager
+def deferred() -> Iterator[Request]:
+    """While open, a signal to end is only noted, for the body to act on where it can."""
+    request = Request()
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        request.signal_number = number
+
+    before = {number: signal.signal(number, note) for number in ENDING}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

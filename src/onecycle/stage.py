@@ -1,0 +1,45 @@
+"""How a stage starts and ends: params in, one row joined, errors as one line, the right exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
+
+from onecycle import paths, signals
+from onecycle.errors import Stopped, UserError
+from onecycle.params import Params, load
+
+if TYPE_CHECKING:
+    from onecycle.tracking import Row
+
+
+def run(name: str, body: Callable[[Params, Row], None]) -> NoReturn:
+    """Run one stage's body inside its execution's row, then end the process."""
+
+    def joined() -> None:
+        params = load(paths.PARAMS)
+        from onecycle import tracking
+
+        with tracking.join(name, params) as row:
+            body(params, row)
+
+    exit_with(joined)
+
+
+def exit_with(body: Callable[[], None]) -> NoReturn:
+    """Call `body`; exit 0, 2 (bad input, one line on stderr), 128 + signal, or 1 with a traceback."""
+    signals.raise_stopped()
+    try:
+        body()
+    except UserError as error:
+        if os.environ.get("ONECYCLE_DEBUG") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Stopped as stopped:
+        print(f"stopped by {signal.Signals(stopped.signal_number).name}", file=sys.stderr)
+        sys.exit(128 + stopped.signal_number)
+    sys.exit(0)

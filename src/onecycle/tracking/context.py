@@ -1,0 +1,96 @@
+"""Where a row comes from: commit, branch, changed files, versions, hardware. Never an address of a git remote."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+from onecycle import paths
+from onecycle.tracking import yaml_values
+from onecycle.tracking.execution import Execution
+from onecycle.tracking.redaction import without_secrets
+
+_VERSIONS = ("torch", "torchvision", "albumentations", "numpy", "dvc", "mlflow")
+_RESULTS = (":(exclude)results", ":(exclude)dvc.lock")
+"""What the pipeline itself rewrites, so that it says nothing about whether the code was changed."""
+
+
+def tags(execution: Execution, params: Mapping[str, str]) -> dict[str, str]:
+    """The tags of a new row; `params` as the row has them."""
+    commit = _git("rev-parse", "HEAD")
+    changed = [line[3:] for line in _git("status", "--porcelain", "--", ".", *_RESULTS).splitlines()]
+    branch = _branch(commit)
+    known = {
+        "mlflow.runName": execution.experiment or " ".join(filter(None, (branch, commit[:7]))) or Path.cwd().name,
+        "mlflow.source.name": execution.command or "",
+        "mlflow.source.git.commit": commit,
+        "git.commit": commit,
+        "git.branch": branch,
+        "git.dirty": str(bool(changed)).lower() if commit else "",
+        "git.changed": ", ".join(changed[:20]),
+        "dvc.exp_name": execution.experiment or "",
+        "dvc.baseline": execution.baseline or "",
+        "params.changed": _overrides(params) if any(Path(name).name == paths.PARAMS.name for name in changed) else "",
+        "version.python": platform.python_version(),
+        **{f"version.{name}": _version(name) for name in _VERSIONS},
+        "hardware.cpu": _processor(),
+        "hardware.cores": str(os.cpu_count()),
+        "hardware.memory_gib": f"{psutil.virtual_memory().total / 2**30:.0f}",
+        "hardware.host": platform.node(),
+        "os": platform.platform(terse=True),
+    }
+    return {name: without_secrets(value) for name, value in known.items() if value}
+
+
+def _branch(commit: str) -> str:
+    """The branch, also where an experiment has detached it: the one whose tip the commit is."""
+    here = _git("branch", "--show-current")
+    return (
+        here
+        or _git("for-each-ref", "--points-at", commit, "--format=%(refname:short)", "refs/heads").partition("\n")[0]
+    )
+
+
+def _overrides(params: Mapping[str, str]) -> str:
+    """The params that differ from the commit's, as `dvc exp run` takes them: "-S epochs=2 -S model.width=8"."""
+    committed = yaml_values.flat(yaml_values.load(_git("show", f"HEAD:./{paths.PARAMS.as_posix()}")))
+    return " ".join(
+        f"-S {name}={value}"
+        for name, value in params.items()
+        if name not in committed or not yaml_values.same(committed[name], value)
+    )
+
+
+def _git(*arguments: str) -> str:
+    """What git prints; empty without git, outside a repository, before the first commit."""
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # a status must not make the user's own git wait
+    try:
+        done = subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, timeout=5, env=environment, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.rstrip() if done.returncode == 0 else ""
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _processor() -> str:
+    """The processor's name as its maker gives it; `platform.processor()` is empty or "x86_64" on Linux."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

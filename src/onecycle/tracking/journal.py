@@ -1,0 +1,145 @@
+"""The journal: everything a stage says about its row, appended to a file before anything is sent to a store.
+
+One folder an execution, in the original workspace (a temporary experiment's own folder disappears):
+
+    .state/journal/<host>-<pid>-<start>/entries.jsonl     one entry a line
+    .state/journal/<host>-<pid>-<start>/files/…           copies of artifacts, taken at once
+    .state/journal/<host>-<pid>-<start>/sent.json         how much of it reached which store
+
+It is an outbox, not an archive: once the execution has ended and everything is sent, the folder goes. An entry is
+appended by one write, so that stages, and the sender that notes a killed one, need no lock. A line that a crash cut
+short ends where the next entry begins and is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from onecycle import paths
+from onecycle.tracking.execution import Process
+
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sent:
+    """How far a journal's sender got, and who that is."""
+
+    sender: Process | None = None
+    store: str = ""
+    run_id: str = ""
+    offset: int = 0
+    """Bytes of the journal that reached the store."""
+    trouble: str | None = None
+    """Why the store does not take the rest, in one sentence."""
+
+
+class Journal:
+    """One execution's journal."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file = folder / "entries.jsonl"
+        self.files = folder / "files"
+
+    def append(self, event: str, *, durable: bool = False, **fields: Any) -> None:
+        """Add an entry, stamped with the time in milliseconds; `durable` ones survive a power cut.
+
+        Raises:
+            OSError: the journal cannot be written.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        line = json.dumps({"event": event, "at": time.time_ns() // 1_000_000, **fields}) + "\n"
+        handle = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            size = os.fstat(handle).st_size
+            cut_short = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+            os.write(handle, (b"\n" if cut_short else b"") + line.encode())
+            if durable:
+                os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def keep(self, path: Path) -> str:
+        """Copy a file into the journal and return its path there, relative to `files`.
+
+        A copy, not a link: a stage run by hand writes into the same file again.
+
+        Raises:
+            OSError: the file cannot be read or the journal cannot be written.
+        """
+        folder = self.files / f"{time.time_ns()}"
+        folder.mkdir(parents=True)
+        shutil.copyfile(path, folder / path.name)
+        return f"{folder.name}/{path.name}"
+
+    def entries(self, start: int = 0) -> Iterator[tuple[Entry, int]]:
+        """Entries from byte `start` on, each with the byte at which it ends; a line still being written is left out."""
+        if not self.file.exists():
+            return
+        with self.file.open("rb") as stream:
+            stream.seek(start)
+            for line in stream:
+                if not line.endswith(b"\n"):
+                    return
+                start += len(line)
+                entry = _parsed(line)
+                if entry is not None:
+                    yield entry, start
+
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self.file.stat().st_size
+
+    def written(self) -> float:
+        """When the last entry was appended, in seconds since 1970."""
+        return self.file.stat().st_mtime
+
+    def sent(self) -> Sent:
+        """How far the sender got."""
+        try:
+            fields = json.loads((self.folder / "sent.json").read_bytes())
+        except FileNotFoundError:
+            return Sent()
+        return Sent(**{**fields, "sender": Process(**fields["sender"])})
+
+    def unsent(self) -> int:
+        """Bytes that did not reach the store; 0 also when all is sent and the journal gone."""
+        return self.size() - self.sent().offset if self.file.exists() else 0
+
+    def acknowledge(self, sent: Sent) -> None:
+        """Note how far the sender got."""
+        new = self.folder / "sent.json.tmp"
+        new.write_text(json.dumps(asdict(sent)), encoding="utf-8")
+        new.replace(self.folder / "sent.json")
+
+    def remove(self) -> None:
+        """Forget it: everything in it is in a store."""
+        shutil.rmtree(self.folder)
+
+
+def root() -> Path:
+    """The folder of all journals of this workspace."""
+    return paths.state() / "journal"
+
+
+def all_journals() -> list[Journal]:
+    """The journals that still hold something to send, oldest first."""
+    files = sorted(root().glob("*/entries.jsonl"), key=lambda file: file.stat().st_mtime)
+    return [Journal(file.parent) for file in files]
+
+
+def _parsed(line: bytes) -> Entry | None:
+    """An entry, or None for what a crash cut short."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None

@@ -1,0 +1,144 @@
+"""A stage's side of tracking: its row, opened and closed with the stage, and everything it says in between."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from onecycle import signals
+from onecycle.errors import Stopped, UserError
+from onecycle.params import Params, flatten
+from onecycle.tracking import context, delivery, execution, yaml_values
+from onecycle.tracking.collect import STAGES, collect
+from onecycle.tracking.filling import fill_in, log
+from onecycle.tracking.journal import Journal, root
+from onecycle.tracking.redaction import without_secrets
+from onecycle.tracking.summary import Summary
+
+MODES = ("on", "journal", "off")
+
+
+class Row:
+    """The row of the execution a stage belongs to.
+
+    Tracking never fails a stage: what cannot be written or read is told once on stderr, and then done without.
+    """
+
+    def __init__(self, stage: str, journal: Journal | None) -> None:
+        self._stage = stage
+        self._journal = journal
+        self._live: set[tuple[str, int]] = set()
+        self._told = False
+
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Log values named like "train/loss": at a step (an epoch, an iteration), or of the stage as a whole."""
+        if step is not None:
+            self._live |= {(name, step) for name in values}
+        self._append("metrics", values={_metric_name(name): float(value) for name, value in values.items()}, step=step)
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Log a copy of a file, as it is now, into a folder of the row (default: the stage's name)."""
+        if self._journal is not None:
+            with self._unfailing():
+                self._append("artifact", file=self._journal.keep(path), folder=folder or self._stage)
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags of the row."""
+        self._append("tags", values={name: without_secrets(str(value)) for name, value in values.items()})
+
+    def _open(self, current: execution.Execution, params: Params, send: bool) -> None:
+        """Open the row, and fill in what earlier stages left on disk that did not run in this execution."""
+        if self._journal is None:
+            return
+        with self._unfailing():
+            so_far = Summary.of(self._journal) if self._journal.file.exists() else Summary()
+            values = {name: yaml_values.spelled(value) for name, value in flatten(params).items()}
+            changed = [name for name, value in values.items() if so_far.params.get(name, value) != value]
+            self._append(
+                "open",
+                durable=True,
+                process=asdict(execution.Process.current()),
+                params={name: value for name, value in values.items() if name not in so_far.params},
+                row=so_far.row or uuid.uuid4().hex,
+                execution=asdict(current),
+                workspace=str(Path.cwd()),
+            )
+            if not so_far.row:
+                self.tags(context.tags(current, values))
+            if changed:  # edited while the command ran: MLflow keeps the first value of a param for good
+                self.tags({f"params.changed_at_{self._stage}": ", ".join(f"{name}={values[name]}" for name in changed)})
+            earlier = STAGES[: STAGES.index(self._stage)] if self._stage in STAGES else ()
+            fill_in(self._journal, [stage for stage in earlier if stage not in so_far.stages], values)
+            if send:
+                delivery.start(self._journal)
+
+    def _collect(self) -> None:
+        """Log what the stage left on disk, except what it logged while it ran."""
+        if self._journal is not None:
+            with self._unfailing():
+                log(self._journal, self._stage, collect(self._stage), self._live)
+
+    def _close(self, status: str, wait: bool) -> None:
+        """Close the row; what keeps the store from having it is told."""
+        self._append("close", durable=True, status=status)
+        if self._journal is None or not wait:
+            return
+        with self._unfailing():
+            trouble = delivery.wait(self._journal)
+            if trouble:
+                print(f"tracking: {trouble}; nothing is lost, `onecycle sync` sends it later", file=sys.stderr)
+
+    def _append(self, event: str, *, durable: bool = False, **fields: object) -> None:
+        if self._journal is not None:
+            with self._unfailing():
+                self._journal.append(event, durable=durable, stage=self._stage, **fields)
+
+    @contextmanager
+    def _unfailing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, KeyError) as error:
+            if not self._told:
+                self._told = True
+                print(f"tracking: {self._stage}'s row is incomplete: {error}", file=sys.stderr)
+
+
+@contextmanager
+def join(stage: str, params: Params) -> Iterator[Row]:
+    """Join the execution's row: RUNNING while the block runs, then FINISHED, FAILED or KILLED."""
+    mode = os.environ.get("ONECYCLE_TRACKING") or "on"
+    if mode not in MODES:
+        raise UserError(f'ONECYCLE_TRACKING must be one of {", ".join(MODES)}, got "{mode}"')
+    current = execution.current()
+    execution.end_with_dvc()
+    journal = None if mode == "off" else Journal(root() / current.name)
+    row = Row(stage, journal)
+    row._open(current, params, send=mode == "on")
+    status = "FAILED"
+    try:
+        yield row
+        row._collect()
+        status = "FINISHED"
+    except (Stopped, KeyboardInterrupt):
+        status = "KILLED"
+        raise
+    except SystemExit as end:
+        status = "FAILED" if end.code else "FINISHED"
+        raise
+    except Exception as error:
+        row.tags({"error": f"{stage}: {type(error).__name__}: {error}"[:500]})
+        raise
+    finally:
+        with signals.deferred():  # a second Ctrl-C must not leave the row open
+            row._close(status, wait=mode == "on")
+
+
+def _metric_name(name: str) -> str:
+    """MLflow's alphabet for metrics: letters, digits, _ - . : / and spaces."""
+    return re.sub(r"[^\w\-.:/ ]", "_", name)

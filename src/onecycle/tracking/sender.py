@@ -1,0 +1,251 @@
+"""Sends a journal to the store: one process an execution, so that nothing a store does can stall a stage.
+
+    python -m onecycle.tracking.sender .state/journal/<execution>
+
+It follows the journal while the execution lasts, so metrics are in the UI while training runs; imports mlflow once an
+execution instead of once a stage; notes a stage that was killed; and takes along journals that earlier executions
+could not get rid of. What the store does not take stays in the journal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from onecycle import paths
+from onecycle.tracking.collect import STAGES
+from onecycle.tracking.describe import description
+from onecycle.tracking.execution import Process
+from onecycle.tracking.filling import fill_in
+from onecycle.tracking.journal import Entry, Journal, all_journals
+from onecycle.tracking.redaction import without_secrets
+from onecycle.tracking.store import EXPERIMENT_PREFIX, DeletedRowError, Store, StoreError, connect
+from onecycle.tracking.summary import Summary
+from onecycle.tracking.system import SystemMetrics
+
+POLL_SECONDS = 0.2
+RETRY_SECONDS = 10.0
+PATIENCE_SECONDS = 30.0
+"""How long after the execution's end a store that gives trouble is tried again."""
+
+
+class Sender:
+    """Carries one journal to the store; to be used while its lock is held."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self.summary = Summary()
+        self._read = 0  # bytes taken into the summary
+        self._lock: bytes | None = None  # dvc.lock as it was last seen
+        self._store: Store | None = None
+        self._sent = replace(journal.sent(), sender=Process.current(), trouble=None)
+        journal.acknowledge(self._sent)
+
+    @property
+    def connected(self) -> bool:
+        """Whether it has a store; mlflow is then imported."""
+        return self._store is not None
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing will be appended any more."""
+        execution = self.summary.execution
+        return self.summary.running is None and not (execution and self._alive(execution.process))
+
+    @property
+    def done(self) -> bool:
+        """Whether the journal can go."""
+        return self.over and not self.journal.unsent()
+
+    def read(self) -> None:
+        """Take in what was appended, and note it when the stage that has the row open was killed."""
+        for entry, end in self.journal.entries(self._read):
+            self.summary.add([entry])
+            self._read = end
+        with suppress(FileNotFoundError):
+            self._lock = (Path(self.summary.workspace) / paths.DVC_LOCK).read_bytes()
+        if self.summary.running and not self._alive(self.summary.running[1]):
+            self.journal.append("close", stage=self.summary.running[0], status="KILLED", durable=True)
+            self.read()
+
+    def note(self, system: SystemMetrics) -> None:
+        """While a stage runs, add how busy the machine is, by seconds since the row began."""
+        if self.summary.running and (values := system.sample()):
+            seconds = int(time.time() - self.summary.started / 1000)
+            self.journal.append("metrics", stage=self.summary.running[0], values=values, step=seconds)
+
+    def finish(self) -> None:
+        """Add what shows only when the command has ended: its dvc.lock, and later stages whose results DVC kept.
+
+        A temporary experiment's folder is gone by then, so its dvc.lock is what was last seen there.
+        """
+        summary, workspace = self.summary, Path(self.summary.workspace)
+        by_hand = summary.execution is None or summary.execution.command is None
+        if by_hand or summary.status != "FINISHED" or "dvc.lock" in summary.tags or self._lock is None:
+            return
+        with suppress(FileNotFoundError):  # the next command is at work there already
+            fill_in(self.journal, [stage for stage in STAGES if stage not in summary.stages], summary.params, workspace)
+        self.journal.append("tags", stage="", values={"dvc.lock": hashlib.sha256(self._lock).hexdigest()})
+        self.read()
+
+    def push(self) -> None:
+        """Send what was read since the last time.
+
+        Raises:
+            StoreError: the rest waits for the next time.
+        """
+        if self._store and self._store.gone:
+            self._store = None
+            self._acknowledge(offset=0)
+        if self._sent.offset >= self._read:
+            return
+        try:
+            self._deliver(self._store or self._connected())
+        except StoreError as trouble:
+            self._store = None  # look again where the row is, if it still is
+            self._acknowledge(trouble=str(trouble))
+            raise
+        except DeletedRowError:  # by a person, in the UI: let it be
+            pass
+        self._acknowledge(offset=self._read, trouble=None)
+
+    def _connected(self) -> Store:
+        """The current store, and in `_sent` the row's run there and how much of the journal it has."""
+        store = connect(EXPERIMENT_PREFIX + self.summary.params["data.dataset"])
+        run_id = store.find(self.summary.row)
+        if run_id is None:
+            run_id = store.create(self.summary.row, self.summary.started)
+            self._acknowledge(offset=0)
+        elif self._sent.store != store.identity:
+            self._acknowledge(offset=0)
+        self._acknowledge(store=store.identity, run_id=run_id)
+        self._store = store
+        return store
+
+    def _deliver(self, store: Store) -> None:
+        """Send what was read. All of it may be sent twice: params, tags, files are replaced by the same, and metrics
+        with the same timestamp are stored once. So whatever a kill leaves in doubt is sent again.
+        """
+        run_id, summary = self._sent.run_id, self.summary
+        entries = [entry for entry, end in self.journal.entries(self._sent.offset) if end <= self._read]
+        store.log(
+            run_id,
+            metrics=[metric for entry in entries for metric in _metrics(entry)],
+            params=summary.params,
+            tags={**summary.tags, "dvc.stages": _stages(summary), "mlflow.note.content": description(summary)},
+        )
+        for entry in entries:
+            if entry["event"] == "dataset":
+                store.dataset(run_id, **entry["dataset"])
+            elif entry["event"] == "artifact":
+                store.artifact(run_id, self.journal.files / entry["file"], entry["folder"])
+        store.set_status(run_id, summary.status, summary.ended)
+
+    def _acknowledge(self, **changes: str | int | None) -> None:
+        self._sent = replace(self._sent, **changes)  # type: ignore[arg-type]
+        self.journal.acknowledge(self._sent)
+
+    def _alive(self, process: Process) -> bool:
+        return process.alive() if process.here else time.time() - self.journal.written() < 86_400
+
+
+def follow(journal: Journal) -> None:
+    """Send a journal until its execution is over and all is sent, or the store has given trouble for too long."""
+    sender = Sender(journal)
+    backlog = [other for other in all_journals() if other.folder != journal.folder]
+    system: SystemMetrics | None = None
+    retry_at, give_up_at = 0.0, float("inf")
+    while True:
+        sender.read()
+        if sender.connected:
+            system = system or SystemMetrics()
+            sender.note(system)
+        if sender.over:
+            sender.finish()
+        now = time.monotonic()
+        if now >= retry_at:
+            try:
+                sender.push()
+                if backlog:
+                    send(backlog.pop())
+            except StoreError:
+                retry_at = now + RETRY_SECONDS
+        if sender.done:
+            journal.remove()
+            return
+        if sender.over:
+            give_up_at = min(give_up_at, now + PATIENCE_SECONDS)
+        if now > give_up_at:
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def send(journal: Journal, wait: float = 0) -> None:
+    """Send what there is of a journal now, unless another sender has it for longer than `wait` seconds.
+
+    Raises:
+        StoreError: the journal stays.
+    """
+    with _held(journal, wait) as held:
+        if not held:
+            return
+        sender = Sender(journal)
+        sender.read()
+        if sender.over:
+            sender.finish()
+        sender.push()
+        if sender.done:
+            journal.remove()
+
+
+@contextmanager
+def _held(journal: Journal, wait: float) -> Iterator[bool]:
+    """The right to send a journal, or False; also when it was sent and removed in the meantime."""
+    try:
+        lock = FileLock(journal.folder / "sender.lock").acquire(timeout=wait)
+    except Timeout:
+        yield False
+        return
+    with lock:
+        if not journal.file.exists():  # the lock has made the folder anew
+            journal.remove()
+        yield journal.file.exists()
+
+
+def _stages(summary: Summary) -> str:
+    """What became of each stage, in the pipeline's order: "download cached, stats ran, train killed"."""
+    known = [stage for stage in STAGES if stage in summary.stages]
+    others = [stage for stage in summary.stages if stage not in STAGES]
+    return ", ".join(f"{stage} {summary.stages[stage]}" for stage in known + others)
+
+
+def _metrics(entry: Entry) -> Iterator[tuple[str, float, int, int]]:
+    """An entry's metrics as (key, value, timestamp, step)."""
+    points = [[entry["step"], entry["values"]]] if entry["event"] == "metrics" else entry.get("points", ())
+    for step, values in points:
+        for key, value in values.items():
+            yield key, value, entry["at"], step or 0
+
+
+def main() -> None:
+    """Follow the journal named on the command line, unless it has a sender."""
+    journal = Journal(Path(sys.argv[1]))
+    with _held(journal, wait=5) as held:
+        if held:
+            try:
+                follow(journal)
+            except Exception as error:
+                crash = f"{type(error).__name__}: {error}"
+                journal.acknowledge(replace(journal.sent(), trouble=without_secrets(crash)))
+                raise
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""What a journal's entries amount to: the row as it should stand now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from onecycle.tracking.execution import Execution, Process
+from onecycle.tracking.journal import Entry, Journal
+
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+
+_BAD_ENDS: tuple[Status, ...] = ("KILLED", "FAILED")
+"""The end of a stage that decides the row's, whatever other stages did (`dvc repro --keep-going`); worst first."""
+
+
+@dataclass
+class Summary:
+    """A row, folded from entries in their order; adding the same ones again changes nothing."""
+
+    row: str = ""
+    """The row's own name, by which it is found in any store."""
+    execution: Execution | None = None
+    workspace: str = ""
+    """The folder the execution works in; of a temporary experiment, one that will be gone."""
+    started: int = 0
+    """Milliseconds since 1970, as in entries."""
+    params: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The latest value of each."""
+    tags: dict[str, str] = field(default_factory=dict)
+    stages: dict[str, str] = field(default_factory=dict)
+    """Stage → "ran", "cached", or how it ended otherwise."""
+    running: tuple[str, Process] | None = None
+    """The stage that has opened the row and not closed it."""
+    ended: int | None = None
+    """When the last stage closed it."""
+
+    @classmethod
+    def of(cls, journal: Journal) -> Summary:
+        """The summary of all of a journal."""
+        return cls().add(entry for entry, _ in journal.entries())
+
+    def add(self, entries: Iterable[Entry]) -> Summary:
+        """Take in more entries; returns itself."""
+        for entry in entries:
+            self._add(entry)
+        return self
+
+    @property
+    def status(self) -> Status:
+        """The row's status."""
+        if self.running:
+            return "RUNNING"
+        ends = self.stages.values()
+        return next((status for status in _BAD_ENDS if status.lower() in ends), "FINISHED")
+
+    def _add(self, entry: Entry) -> None:
+        stage = entry["stage"]
+        match entry["event"]:
+            case "open":
+                if not self.row:
+                    self.row, self.started = entry["row"], entry["at"]
+                    self.execution, self.workspace = _execution(entry["execution"]), entry["workspace"]
+                if self.running:  # its process was killed before it could close the row
+                    self.stages[self.running[0]] = "killed"
+                self.running, self.ended = (stage, Process(**entry["process"])), None
+                self.stages[stage] = "running"
+                self.params = {**entry["params"], **self.params}
+            case "metrics":
+                self.metrics.update(entry["values"])
+            case "series":
+                for _, values in entry["points"]:
+                    self.metrics.update(values)
+            case "tags":
+                self.tags.update(entry["values"])
+            case "cached":
+                self.stages[stage] = "cached"
+            case "close":
+                self.running, self.ended = None, entry["at"]
+                self.stages[stage] = "ran" if entry["status"] == "FINISHED" else entry["status"].lower()
+
+
+def _execution(fields: dict[str, object]) -> Execution:
+    return Execution(**{**fields, "process": Process(**fields["process"])})  # type: ignore[arg-type]

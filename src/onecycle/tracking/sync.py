@@ -1,0 +1,40 @@
+"""`onecycle sync`: send every journal that is still there to the store that is current now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from onecycle.errors import UserError
+from onecycle.tracking.journal import Journal, all_journals
+from onecycle.tracking.sender import send
+from onecycle.tracking.store import StoreError
+from onecycle.tracking.summary import Summary
+
+PATIENCE_SECONDS = 60.0
+"""How long to wait for a sender that is about to finish with an execution that is over."""
+
+
+def sync() -> Iterator[str]:
+    """Send what is unsent; yields a line an execution.
+
+    Raises:
+        UserError: the store does not take it; it stays in the journal.
+    """
+    journals = all_journals()
+    for journal in journals:
+        if _looked_after(journal):
+            yield f"{journal.folder.name}: still running, sent as it goes"
+            continue
+        try:
+            send(journal, wait=PATIENCE_SECONDS)
+        except StoreError as error:
+            raise UserError(f"{error}; nothing is lost, run `onecycle sync` again when the store is back") from None
+        yield f"{journal.folder.name}: {'not sent yet' if journal.unsent() else 'sent'}"
+    if not journals:
+        yield "nothing to send"
+
+
+def _looked_after(journal: Journal) -> bool:
+    """Whether its execution is running and has a sender."""
+    execution, sender = Summary.of(journal).execution, journal.sent().sender
+    return bool(execution and execution.process.alive() and sender and sender.alive())

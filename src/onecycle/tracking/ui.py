@@ -1,0 +1,47 @@
+"""`onecycle ui`: MLflow's pages on this machine only, and the address of the table of runs itself."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from urllib.parse import urlsplit
+
+from onecycle.errors import UserError
+from onecycle.tracking.store import StoreError, current_uri, experiments
+
+
+def serve(port: int) -> None:
+    """Print where the runs are and, unless the store is a server of its own, become the MLflow server.
+
+    Raises:
+        UserError: the store cannot be read, or the port is taken.
+    """
+    uri = current_uri()
+    remote = urlsplit(uri).scheme.startswith("http")
+    try:
+        found = experiments()
+    except StoreError as error:
+        raise UserError(f"{error}; `make ui` needs a store that answers") from None
+    base = uri.rstrip("/") if remote else f"http://127.0.0.1:{port}"
+    if not remote:
+        _check_free(port)
+    for name, experiment_id in found:
+        print(f"{name}: {base}/#/experiments/{experiment_id}/runs?workflowType=machine_learning")
+    if remote:
+        return
+    print("ready in some ten seconds; Ctrl-C ends it", flush=True)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
+    settings = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    os.execve(sys.executable, [*command, "--port", str(port), "--workers", "1"], {**os.environ, **settings})
+
+
+def _check_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UserError(
+                f"port {port} cannot be used ({error.strerror}); try `onecycle ui --port {port + 1}`"
+            ) from None

@@ -1,0 +1,10 @@
+"""One thin entry a stage: `python -m stages.<name>` reads files, calls one function, writes files, logs.
+
+A queued experiment runs in a copy of the repo; its own `src` must come before the installed package's, which is the
+original workspace's.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))

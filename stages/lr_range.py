@@ -1,0 +1,47 @@
+"""Sweep the learning rate over the training split and read a peak rate for One Cycle from the curve."""
+
+import json
+from dataclasses import asdict
+from functools import partial
+
+from torch.nn import functional as F
+
+from onecycle import data, figures, paths
+from onecycle.device import InPrecision
+from onecycle.lr_range import range_test, suggest
+from onecycle.optimizer import build_optimizer
+from onecycle.params import Params
+from onecycle.preparation import prepare
+from onecycle.stage import run
+from onecycle.tracking import Row
+
+
+def main(params: Params, row: Row) -> None:
+    """Read images and statistics; write curve.csv, suggestion.json and curve.png."""
+    prepared = prepare(params, data.load(paths.DATASET), *data.read_statistics(paths.STATS_JSON))
+    network = InPrecision(prepared.classifier, prepared.compute)
+    row.tags({"device": str(prepared.compute)})
+    curve = range_test(
+        network,
+        build_optimizer(network, params.optimizer, params.lr_range.start_lr),
+        partial(F.cross_entropy, label_smoothing=params.train.label_smoothing),
+        prepared.loader.endless(),
+        params.lr_range,
+        prepared.compute.device,
+    )
+    suggestion = suggest(curve, params.lr_range, params.one_cycle.div_factor)
+
+    paths.LR_RANGE.mkdir(parents=True, exist_ok=True)
+    frame = curve.to_frame(params.lr_range.smoothing)
+    frame.to_csv(paths.LR_RANGE_CURVE, index=False, lineterminator="\n")
+    paths.LR_RANGE_SUGGESTION.write_text(json.dumps(asdict(suggestion), indent=2) + "\n", encoding="utf-8")
+    figures.save_png(figures.lr_range_figure(frame, asdict(suggestion)), paths.LR_RANGE_PNG)
+    if suggestion.accepted:
+        source = f"{suggestion.method} {suggestion.criterion}"
+        print(f"LRMAX {suggestion.max_lr:.3g}, LRMIN {suggestion.min_lr:.3g} ({source})")
+    else:
+        print(f"no rate suggested: {suggestion.reason} {suggestion.advice}")
+
+
+if __name__ == "__main__":
+    run("lr_range", main)

@@ -1,0 +1,16 @@
+"""Refuse a bad params.yaml before DVC deletes any output. Writes a constant, so nothing downstream reruns for it."""
+
+from onecycle import paths
+from onecycle.params import load
+from onecycle.stage import exit_with
+
+
+def main() -> None:
+    """Check params.yaml; write results/params/valid."""
+    load(paths.PARAMS)
+    paths.PARAMS_VALID.parent.mkdir(parents=True, exist_ok=True)
+    paths.PARAMS_VALID.write_text("params.yaml is valid\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    exit_with(main)

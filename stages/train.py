@@ -1,0 +1,56 @@
+"""Train with One Cycle; go on from the last checkpoint where the same run was interrupted."""
+
+import json
+
+import torch
+
+from onecycle import data, history, image_grid, paths
+from onecycle.checkpoint import Checkpoints, code_of, identity
+from onecycle.model import save_classifier, summarise
+from onecycle.params import Params, flatten
+from onecycle.preparation import Prepared, prepare
+from onecycle.resuming import train_to_end
+from onecycle.schedule import Schedule, one_cycle, peak_rate
+from onecycle.stage import run
+from onecycle.tracking import Row
+from onecycle.training import Run
+
+
+def main(params: Params, row: Row) -> None:
+    """Read images, statistics and suggestion; write the model, history, schedule, metrics, summary and samples."""
+    suggestion = json.loads(paths.LR_RANGE_SUGGESTION.read_text(encoding="utf-8"))
+    max_lr = peak_rate(params.one_cycle.max_lr, suggestion)
+    dataset = data.load(paths.DATASET)
+    prepared = prepare(params, dataset, *data.read_statistics(paths.STATS_JSON))
+    schedule = one_cycle(params.one_cycle, max_lr, params.epochs, prepared.loader.steps)
+    training = Run(prepared, schedule, params.optimizer, params.train)
+    row.tags({"device": str(prepared.compute)})
+
+    decides = {"data": dataset.digest, "learning rate": max_lr, "device": prepared.compute}
+    ours = identity(flatten(params), code_of("train"), **decides, threads=torch.get_num_threads())
+    with Checkpoints(paths.state() / "train", ours) as checkpoints:
+        train_to_end(training, checkpoints, params, prepared.held_out, row.metrics)
+        _write(training, prepared, schedule, params, dataset.classes)
+        checkpoints.clear()
+
+
+def _write(training: Run, prepared: Prepared, schedule: Schedule, params: Params, classes: tuple[str, ...]) -> None:
+    epochs, steps = training.state.history, prepared.loader.steps
+    kept_epoch, weights = training.kept_weights()
+    parameters = sum(parameter.numel() for parameter in prepared.classifier.parameters())
+    metrics = history.summary(epochs, prepared.held_out, kept_epoch, schedule, parameters)
+    samples = prepared.loader.samples(len(classes))
+
+    paths.TRAIN.mkdir(parents=True, exist_ok=True)
+    paths.MODEL.parent.mkdir(parents=True, exist_ok=True)
+    save_classifier(paths.MODEL, weights, params.model, classes)
+    history.history_frame(epochs, prepared.held_out).to_csv(paths.HISTORY, index=False, lineterminator="\n")
+    history.schedule_frame(schedule, steps).to_csv(paths.SCHEDULE, index=False, lineterminator="\n")
+    paths.TRAIN_METRICS.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    paths.MODEL_SUMMARY.write_text(summarise(prepared.classifier) + "\n", encoding="utf-8")
+    title = "A training image of each class, and what four epochs make of it"
+    image_grid.save_png(image_grid.image_grid(samples, classes, title, break_after=1), paths.AUGMENTED_PNG)
+
+
+if __name__ == "__main__":
+    run("train", main)

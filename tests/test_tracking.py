@@ -1,0 +1,455 @@
+"""Tracking without a store: what a stage writes into its journal, and what that amounts to."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from tracked_workspace import REPO, Workspace, finish, wait_for
+
+from onecycle import paths
+from onecycle.errors import Stopped, UserError
+from onecycle.params import Params, load
+from onecycle.tracking import context, join
+from onecycle.tracking.collect import collect
+from onecycle.tracking.execution import Execution, Process, dvc_arguments
+from onecycle.tracking.freshness import fresh
+from onecycle.tracking.journal import Journal
+from onecycle.tracking.redaction import without_secrets
+from onecycle.tracking.summary import Summary
+from onecycle.tracking.yaml_values import same, spelled
+
+HISTORY = """epoch,learning_rate,momentum,train_loss,train_accuracy,validation_loss,validation_accuracy
+1,0.1,0.9,2.0,0.25,2.1,0.2
+2,0.05,,1.0,0.5,1.1,0.4
+"""
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """An empty workspace, in which the test also runs, that keeps to the journal."""
+    workspace = Workspace(tmp_path / "work")
+    monkeypatch.chdir(workspace.root)
+    monkeypatch.setenv("ONECYCLE_TRACKING", "journal")
+    return workspace
+
+
+@pytest.fixture
+def params() -> Params:
+    """The shipped params."""
+    return load(REPO / "params.yaml")
+
+
+def lock_entry(workspace: Workspace, deps: list[str], outs: list[str], params: dict[str, object]) -> dict[str, object]:
+    """What dvc.lock says of a stage that has just run."""
+    import hashlib
+
+    def listed(path: str) -> dict[str, object]:
+        content = (workspace.root / path).read_bytes()
+        return {"path": path, "hash": "md5", "md5": hashlib.md5(content).hexdigest(), "size": len(content)}
+
+    return {"deps": [listed(d) for d in deps], "params": {"params.yaml": params}, "outs": [listed(o) for o in outs]}
+
+
+# ------------------------------------------------------------------------------------------------ executions
+
+
+@pytest.mark.parametrize(
+    ("words", "arguments"),
+    [
+        (["/venv/bin/python", "/venv/bin/dvc", "exp", "run", "-S", "epochs=2"], ["exp", "run", "-S", "epochs=2"]),
+        (["/venv/bin/python3.11", "-m", "dvc", "repro"], ["repro"]),
+        (["/opt/dvc/dvc", "repro"], ["repro"]),
+        (["sh", "-c", "dvc repro"], None),
+        (["timeout", "9", "dvc", "repro"], None),
+        (["make", "dvc"], None),
+        ([], None),
+    ],
+)
+def test_dvc_is_told_by_its_command_line(words: list[str], arguments: list[str] | None) -> None:
+    assert dvc_arguments(words) == arguments
+
+
+def test_a_process_is_alive_until_it_ended_and_its_successor_is_another() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    process = Process.of(child.pid)
+    assert process.alive()
+    assert not Process(process.host, process.pid, process.started + 1).alive()
+    child.kill()
+    wait_for(lambda: not process.alive())  # a zombie, since nobody has waited for it
+    child.wait()
+    assert not process.alive()
+    child.stdin.close()  # type: ignore[union-attr]
+
+
+def test_a_stage_ends_when_the_dvc_command_that_started_it_is_killed(workspace: Workspace) -> None:
+    """Also where a shell stands between the two; `dvc` is a Python called so, since only its name matters here."""
+    workspace.write("dvc", f"import subprocess; subprocess.run('{sys.executable} stage.py; true', shell=True)")
+    workspace.write(
+        "stage.py", "import time; from onecycle.stage import run; run('train', lambda p, r: time.sleep(60))"
+    )
+    dvc = workspace.python("dvc", "repro", ONECYCLE_TRACKING="journal")
+    wait_for(lambda: workspace.journals)
+    [opened, *_] = workspace.entries()
+    stage = Process(**opened["process"])
+    assert opened["execution"]["process"]["pid"] == dvc.pid
+    assert opened["execution"]["command"] == "dvc repro"
+    dvc.kill()
+    dvc.communicate()
+    wait_for(lambda: not stage.alive(), 10)
+    assert workspace.entries()[-1]["status"] == "KILLED"
+
+
+def test_experiment_variables_count_only_below_an_experiment(workspace: Workspace) -> None:
+    """DVC passes stale ones on: `dvc repro` in a shell that was opened by an experiment is no experiment."""
+    workspace.write("dvc", f"import subprocess; subprocess.run(['{sys.executable}', 'stage.py'])")
+    workspace.write("stage.py", "from onecycle.stage import run; run('train', lambda p, r: None)")
+    stale = {"DVC_EXP_NAME": "old-name", "DVC_EXP_BASELINE_REV": "0" * 40, "MLFLOW_RUN_ID": "1" * 32}
+    for arguments in (["repro"], ["exp", "run", "-S", "epochs=9"], ["exp", "exec-run", "--infofile", "x"]):
+        finish(workspace.python("dvc", *arguments, ONECYCLE_TRACKING="journal", **stale))
+    executions = [entry["execution"] for entry in workspace.entries() if entry["event"] == "open"]
+    by_command = {execution["command"]: execution["experiment"] for execution in executions}
+    assert by_command == {
+        "dvc repro": None,
+        "dvc exp run -S epochs=9": "old-name",
+        "dvc exp run --queue": "old-name",
+    }
+
+
+# ------------------------------------------------------------------------------------------------ the journal
+
+
+def test_a_line_cut_short_is_left_out_and_harms_no_other(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.append("tags", stage="train", values={"a": "1"})
+    with journal.file.open("a") as stream:
+        stream.write('{"event": "tags", "val')
+    assert len(list(journal.entries())) == 1  # still being written, for all a reader knows
+    journal.append("tags", stage="train", values={"a": "2"})
+    entries = list(journal.entries())
+    assert [entry["values"]["a"] for entry, _ in entries] == ["1", "2"]
+    assert entries[-1][1] == journal.size()
+    assert [entry["values"]["a"] for entry, _ in journal.entries(entries[0][1])] == ["2"]
+
+
+def test_writers_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from onecycle.tracking.journal import Journal
+for i in range(300): Journal(Path({str(tmp_path)!r})).append("metrics", stage="x" * 200, values={{}}, step=i)
+"""
+    writers = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    steps = [entry["step"] for entry, _ in Journal(tmp_path).entries()]
+    assert sorted(steps) == sorted(list(range(300)) * 3)
+
+
+def test_a_kept_file_does_not_change_with_the_original(tmp_path: Path) -> None:
+    journal, file = Journal(tmp_path / "journal"), tmp_path / "curve.png"
+    file.write_bytes(b"first")
+    first = journal.keep(file)
+    file.write_bytes(b"second")
+    second = journal.keep(file)
+    file.unlink()
+    assert [(journal.files / name).read_bytes() for name in (first, second)] == [b"first", b"second"]
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("at https://me:s3cret@host/x failed", "at https://host/x failed"),
+        ("postgresql://u:p@ss/w@host/db", "postgresql://host/db"),
+        ("value hunter22 seen", "value $MY_TOKEN seen"),
+        ("epochs=2 in /home/me", "epochs=2 in /home/me"),
+    ],
+)
+def test_secrets_are_taken_out(text: str, clean: str) -> None:
+    environment = {"MY_TOKEN": "hunter22", "PASSWORD": "", "HOME": "/home/me", "KEY": "2"}
+    assert without_secrets(text, environment) == clean
+
+
+# ------------------------------------------------------------------------------------------------ rows
+
+
+def folded(workspace: Workspace) -> Summary:
+    """The summary of the only journal."""
+    [file] = workspace.journals
+    return Summary.of(Journal(file.parent))
+
+
+def test_a_row_holds_params_tags_metrics_and_how_the_stage_ended(workspace: Workspace, params: Params) -> None:
+    with join("train", params) as row:
+        assert folded(workspace).status == "RUNNING"
+        row.metrics({"train/loss": 1.5, "test/top@5": 0.5}, step=1)
+        row.tags({"device": "cpu"})
+    summary = folded(workspace)
+    assert summary.status == "FINISHED"
+    assert summary.stages == {"train": "ran"}
+    assert summary.params["optimizer.weight_decay"] == "0.0001"
+    assert summary.params["data.limit"] == "null"
+    assert summary.params["one_cycle.cycle_momentum"] == "true"
+    assert summary.metrics == {"train/loss": 1.5, "test/top_5": 0.5}  # MLflow takes no @ in a name
+    assert summary.tags["device"] == "cpu"
+    assert summary.tags["version.mlflow"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (RuntimeError("out of luck"), "FAILED"),
+        (UserError("bad input"), "FAILED"),
+        (Stopped(signal.SIGTERM), "KILLED"),
+        (KeyboardInterrupt(), "KILLED"),
+        (SystemExit(0), "FINISHED"),
+        (SystemExit(3), "FAILED"),
+    ],
+)
+def test_status_tells_how_the_stage_ended(
+    workspace: Workspace, params: Params, error: BaseException, status: str
+) -> None:
+    with pytest.raises(type(error)), join("train", params):
+        raise error
+    assert folded(workspace).status == status
+    if type(error) is RuntimeError:
+        assert folded(workspace).tags["error"] == "train: RuntimeError: out of luck"
+
+
+def test_a_failed_stage_is_not_forgotten_when_another_goes_well(workspace: Workspace, params: Params) -> None:
+    """`dvc repro --keep-going` runs the other branch of the graph after a failure."""
+    with pytest.raises(RuntimeError), join("stats", params):
+        raise RuntimeError
+    with join("train", params):
+        assert folded(workspace).status == "RUNNING"
+    assert folded(workspace).status == "FAILED"
+
+
+def test_stages_of_one_execution_share_a_journal(workspace: Workspace, params: Params) -> None:
+    for stage in ("stats", "train"):
+        with join(stage, params):
+            pass
+    opened = [entry for entry in workspace.entries() if entry["event"] == "open"]
+    assert len(workspace.journals) == 1
+    assert len({entry["row"] for entry in opened}) == 1
+    assert opened[0]["params"] and not opened[1]["params"]  # said once
+    assert folded(workspace).stages == {"stats": "ran", "train": "ran"}
+
+
+def test_params_edited_while_the_command_runs_are_told(workspace: Workspace, params: Params) -> None:
+    with join("stats", params):
+        pass
+    with join("train", params.model_copy(update={"epochs": 7})):
+        pass
+    assert folded(workspace).params["epochs"] == "24"
+    assert folded(workspace).tags["params.changed_at_train"] == "epochs=7"
+
+
+def test_live_values_are_not_logged_twice(workspace: Workspace, params: Params) -> None:
+    workspace.write("results/train/history.csv", HISTORY)
+    workspace.write("results/train/metrics.json", {"epochs": 2, "train_loss": 1.0, "parameters": 10})
+    with join("train", params) as row:
+        row.metrics(
+            {"train/loss": 2.0, "train/accuracy": 0.25}, step=1
+        )  # epoch 2 was before, in a run that was stopped
+    logged = [
+        (name, step)
+        for entry in workspace.entries()
+        for step, values in (entry.get("points") or [(entry.get("step"), entry.get("values", {}))])
+        if entry["event"] in ("metrics", "series")
+        for name in values
+    ]
+    assert len(logged) == len(set(logged))
+    assert {("train/loss", 1), ("train/loss", 2), ("validation/accuracy", 1), ("train/epochs", None)} <= set(logged)
+    assert ("train/momentum", 1) in logged and ("train/momentum", 2) not in logged  # an empty cell is no value
+
+
+def test_a_journal_that_cannot_be_written_is_told_and_fails_nothing(
+    workspace: Workspace, params: Params, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace.write(".state", "a file where the folder should be")
+    with join("train", params) as row:
+        row.metrics({"train/loss": 1.0}, step=1)
+        row.artifact(paths.PARAMS)
+    assert capsys.readouterr().err.count("tracking: train's row is incomplete") == 1
+
+
+def test_an_unknown_mode_is_refused(workspace: Workspace, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONECYCLE_TRACKING", "offf")
+    with pytest.raises(UserError, match="on, journal, off"), join("train", params):
+        pass
+
+
+def test_off_leaves_nothing(workspace: Workspace, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONECYCLE_TRACKING", "off")
+    with join("train", params) as row:
+        row.metrics({"train/loss": 1.0})
+        row.artifact(paths.PARAMS)
+    assert not (workspace.root / ".state").exists()
+
+
+def test_a_stage_imports_neither_mlflow_nor_torch_for_tracking(workspace: Workspace) -> None:
+    body = "print(sorted({'mlflow', 'torch', 'numpy', 'sqlalchemy'} & set(sys.modules)))"
+    for mode in ("journal", "on"):
+        assert "[]" in finish(workspace.stage("train", body, ONECYCLE_TRACKING=mode))
+
+
+# ------------------------------------------------------------------------------------------------ collected files
+
+
+def test_every_stage_of_the_pipeline_is_collected(workspace: Workspace) -> None:
+    import numpy as np
+
+    workspace.write("data/arrays/dataset.json", {"name": "digits", "classes": ["0", "1"], "digest": "ab" * 32})
+    for split, images in (("train", 5), ("test", 3)):
+        np.save(workspace.root / f"data/arrays/{split}_labels.npy", np.zeros(images, np.int64))
+    workspace.write("results/stats/stats.json", {"images": 5, "mean": {"red": 0.5}, "std": {"red": 0.25}})
+    workspace.write("results/stats/samples.png", b"png")
+    workspace.write(
+        "results/lr_range/curve.csv", "iteration,learning_rate,loss,accuracy,smoothed_loss\n0,0.1,2.3,0.1,2\n"
+    )
+    workspace.write("results/lr_range/suggestion.json", {"accepted": False, "max_lr": None, "reason": "flat"})
+    workspace.write("results/train/history.csv", HISTORY.replace("validation", "test"))
+    workspace.write("results/train/metrics.json", {"epochs": 2, "test_loss": 1.1})
+    workspace.write("results/evaluate/metrics.json", {"accuracy": 0.9, "dataset_digest": "ab", "n": 3})
+    workspace.write("results/report/index.html", "<html>")
+    workspace.write("results/report/figures/curves.png", b"png")
+
+    dataset = collect("download").dataset
+    assert dataset and dataset["name"] == "digits" and dataset["digest"] == "ab" * 16
+    assert json.loads(dataset["profile"]) == {"train_images": 5, "test_images": 3, "classes": 2}
+    stats = collect("stats")
+    assert stats.metrics == {"stats/mean_red": 0.5, "stats/std_red": 0.25}
+    assert [path.name for path, _ in stats.artifacts] == ["stats.json", "samples.png"]
+    lr_range = collect("lr_range")
+    assert lr_range.metrics == {}
+    assert lr_range.series == [(0, {"lr_range/learning_rate": 0.1, "lr_range/loss": 2.3, "lr_range/accuracy": 0.1})]
+    train = collect("train")
+    assert train.metrics == {"train/epochs": 2.0}
+    assert train.series[0][1]["test_epoch/loss"] == 2.1  # a curve on the test set is not its final figure
+    assert collect("evaluate").metrics == {"test/accuracy": 0.9, "test/n": 3.0}
+    assert [folder for _, folder in collect("report").artifacts] == ["report", "report/figures"]
+
+
+def test_upstream_results_are_filled_in_when_they_are_what_dvc_recorded(workspace: Workspace, params: Params) -> None:
+    workspace.write("results/stats/stats.json", {"mean": {"red": 0.5}})
+    workspace.write("results/train/history.csv", HISTORY)
+    workspace.write("code.py", "pass")
+    locked = {
+        "stats": lock_entry(workspace, ["code.py"], ["results/stats/stats.json"], {"data.limit": None}),
+        "train": lock_entry(
+            workspace,
+            ["results/stats/stats.json"],
+            ["results/train/history.csv"],
+            {"seed": 1, "augment": {"pad": 4}},  # made with another seed
+        ),
+    }
+    workspace.write("dvc.lock", {"stages": locked})
+    with join("evaluate", params):
+        pass
+    summary = folded(workspace)
+    assert summary.stages == {"stats": "cached", "evaluate": "ran"}
+    assert summary.metrics == {"stats/mean_red": 0.5}
+    with join("report", params):
+        pass
+    assert len([entry for entry in workspace.entries() if entry["event"] == "cached"]) == 1  # once an execution
+
+
+@pytest.mark.parametrize("change", ["nothing", "param", "code", "out", "upstream", "missing"])
+def test_results_are_fresh_only_when_nothing_they_stand_on_changed(workspace: Workspace, change: str) -> None:
+    workspace.write("results/stats/stats.json", {"mean": 1})
+    workspace.write("results/train/history.csv", HISTORY)
+    workspace.write("code.py", "pass")
+    stats = lock_entry(workspace, [], ["results/stats/stats.json"], {})
+    lock = {
+        "stats": stats,
+        "train": lock_entry(
+            workspace,
+            ["code.py", "results/stats/stats.json"],
+            ["results/train/history.csv"],
+            {"seed": 0, "model": {"width": 64.0}, "rate": "1e-05"},
+        ),
+    }
+    values = {"seed": "0", "model.width": "64", "rate": "0.00001"}
+    match change:
+        case "param":
+            values["model.width"] = "32"
+        case "code":
+            workspace.write("code.py", "pas")
+        case "out":
+            workspace.write("results/train/history.csv", HISTORY.replace("0.25", "0.26"))
+        case "upstream":
+            workspace.write("results/stats/stats.json", {"mean": 2})
+            lock["stats"] = lock_entry(workspace, [], ["results/stats/stats.json"], {})
+        case "missing":
+            (workspace.root / "results/train/history.csv").unlink()
+    assert fresh("train", lock, values) == (change == "nothing")  # type: ignore[arg-type]
+    assert not fresh("evaluate", lock, values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("one", "other"), [(10, "10.0"), ("1e-05", "0.00001"), (None, "null"), (True, "true")])
+def test_values_are_compared_as_values(one: object, other: str) -> None:
+    assert same(one, other)
+    assert not same(one, other + "1")
+    assert spelled(one).lower() == str(one if one is not None else "null").lower()
+
+
+# ------------------------------------------------------------------------------------------------ where it comes from
+
+
+def git(*arguments: str) -> str:
+    """Run git here, as a person who is set up."""
+    person = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+    return subprocess.run(["git", *person, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_tags_tell_commit_branch_changes_and_params_but_no_remote(workspace: Workspace) -> None:
+    Path(".gitignore").write_text(".state\n", encoding="utf-8")
+    workspace.write("code.py", "pass")
+    workspace.write("results/stats/stats.json", {})
+    git("init", "-q", "-b", "work")
+    git("remote", "add", "origin", "https://me:s3cret-of-git@example.org/x.git")
+    git("add", "-A")
+    git("commit", "-qm", "first")
+    commit, here = git("rev-parse", "HEAD"), Execution(Process.current())
+    values = {"epochs": "24", "seed": "0"}
+    tags = context.tags(here, values)
+    assert (tags["git.commit"], tags["git.branch"], tags["git.dirty"]) == (commit, "work", "false")
+    assert tags["mlflow.runName"] == f"work {commit[:7]}"
+
+    workspace.write("results/stats/stats.json", {"what the pipeline": "writes"})
+    assert context.tags(here, values)["git.dirty"] == "false"
+    workspace.write("params.yaml", Path("params.yaml").read_text(encoding="utf-8").replace("epochs: 24", "epochs: 2"))
+    workspace.write("code.py", "changed")
+    git("checkout", "-q", "--detach")  # as in an experiment
+    tags = context.tags(Execution(here.process, "dvc exp run", "odd-name", commit), {"epochs": "2", "seed": "0"})
+    assert (tags["git.dirty"], tags["git.changed"]) == ("true", "code.py, params.yaml")
+    assert tags["params.changed"] == "-S epochs=2"
+    assert (tags["git.branch"], tags["mlflow.runName"], tags["dvc.baseline"]) == ("work", "odd-name", commit)
+    assert "s3cret" not in json.dumps(tags)
+
+
+def test_tags_without_git(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(workspace.root.parent))
+    tags = context.tags(Execution(Process.current()), {})
+    assert not [name for name in tags if name.startswith("git.")]
+    monkeypatch.setenv("PATH", os.devnull)
+    assert context.tags(Execution(Process.current()), {})["mlflow.runName"] == "work"
+
+
+def test_the_summary_of_entries_added_twice_is_the_same(workspace: Workspace, params: Params) -> None:
+    with join("train", params) as row:
+        row.metrics({"train/loss": 1.0}, step=1)
+    entries = workspace.entries()
+    assert Summary().add(entries) == Summary().add(entries).add(entries[2:])
+
+
+def test_many_executions_have_many_journals(workspace: Workspace) -> None:
+    with ThreadPoolExecutor() as pool:
+        stages = [workspace.stage("train", ONECYCLE_TRACKING="journal") for _ in range(4)]
+        list(pool.map(finish, stages))
+    assert len(workspace.journals) == 4
