@@ -322,6 +322,20 @@ def test_progress_keeps_a_bad_connection_alive(tmp_path: Path, serve: Serve) -> 
     assert len(server.asked) > 3
 
 
+def test_server_that_only_ever_starts_again_is_given_up(tmp_path: Path, serve: Serve) -> None:
+    def short(answer: Answer) -> None:
+        answer.content(0, 2**20)
+
+    def long(answer: Answer) -> None:
+        answer.content(0, 3 * 2**20)
+
+    server = serve(*[short, long] * 10, content=ARCHIVE[:10] + os.urandom(4 * 2**20))
+    server.validators = {}
+    with pytest.raises(UserError, match=r"broke off after .* bytes, 3 times"):
+        fetch(tmp_path, server)
+    assert len(server.asked) < 8
+
+
 def test_busy_server_is_asked_again_after_a_pause(tmp_path: Path, serve: Serve, expected: Dataset) -> None:
     server = serve(unavailable, unavailable, whole)
     began = time.monotonic()

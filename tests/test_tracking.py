@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,12 +33,13 @@ HISTORY = """epoch,learning_rate,momentum,train_loss,train_accuracy,validation_l
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
     """An empty workspace, in which the test also runs, that keeps to the journal."""
     workspace = Workspace(tmp_path / "work")
     monkeypatch.chdir(workspace.root)
     monkeypatch.setenv("ONECYCLE_TRACKING", "journal")
-    return workspace
+    yield workspace
+    workspace.close()
 
 
 @pytest.fixture

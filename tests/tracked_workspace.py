@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -49,6 +48,7 @@ class Workspace:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._processes: list[subprocess.Popen[str]] = []
         (root / ".dvc").mkdir(parents=True)
         shutil.copy(REPO / "params.yaml", root)
 
@@ -62,14 +62,24 @@ class Workspace:
     def python(self, *arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:
         """Start Python here; its output can be read from the process."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "ONECYCLE_"))}
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=cwd or self.root,
             env={**inherited, "PYTHONPATH": str(REPO / "src"), **environment},
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+        self._processes.append(process)
+        return process
+
+    def close(self) -> None:
+        """End what a test that failed has left running."""
+        for process in self._processes:
+            if process.returncode is None:
+                process.kill()
+                process.communicate()
 
     def sync(self, **environment: str) -> subprocess.Popen[str]:
         """Start `onecycle sync`."""
@@ -136,8 +146,3 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
     out, err = process.communicate(timeout=120)
     assert process.returncode == code, out + err
     return out + err
-
-
-def kill(process: subprocess.Popen[str], number: signal.Signals) -> None:
-    """Send a signal to a process that we started."""
-    process.send_signal(number)

@@ -25,7 +25,19 @@ from onecycle.params import AugmentParams
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else its import asks the network for a newer version, and waits
 
 Images = NDArray[np.uint8]
-SHIFT_SCALE_ROTATE = "shift_scale_rotate"
+
+# Philox streams are told apart by key and counter: of its 256 bits the low half counts, the high half says for what.
+SAMPLE, ORDER, DRAWS = 0, 1, 2
+
+
+def stream(seed: int, epoch: int, purpose: int, index: int = 0) -> np.random.Generator:
+    """A random stream of its own for each (seed, epoch, purpose, index), the same on every machine."""
+    bits = np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=_counter(purpose, index))
+    return np.random.Generator(bits)
+
+
+def _counter(purpose: int, index: int) -> NDArray[np.uint64]:
+    return np.array([0, 0, purpose, index], np.uint64)
 
 
 def fill_colour(fill: str, mean: NDArray[np.float64]) -> tuple[int, int, int]:
@@ -137,7 +149,7 @@ class Albumentations:
 
     def _one(self, image: Images, index: int, epoch: int) -> Images:
         self._state["state"]["key"][:] = (self._seed, epoch)
-        self._state["state"]["counter"][:] = (0, 0, 0, index)
+        self._state["state"]["counter"] = _counter(SAMPLE, index)
         self._state["buffer_pos"], self._state["has_uint32"] = 4, 0
         self._bits.state = cast(Any, self._state)
         return cast(Images, self._transform(image=image)["image"])
@@ -164,7 +176,7 @@ class Draws:
 
 def draw(augment: AugmentParams, count: int, seed: int, epoch: int, side: int = 32) -> Draws:
     """The draws of a whole epoch, row i for sample i of `count`."""
-    chance = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)))
+    chance = stream(seed, epoch, DRAWS)
     moved = chance.random(count) < augment.crop_probability
     corners = chance.integers(0, 2 * augment.pad + 1, size=(2, count))
     top, left = np.where(moved, corners, augment.pad)

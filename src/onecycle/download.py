@@ -178,12 +178,13 @@ def _fetched(urls: tuple[str, ...], cache: Path, md5: Mapping[str, str], patienc
 def _fetch(url: str, part: Path, patience: Patience, slowest: float) -> None:
     """Download `url` into `part`, going on from what is there, until it is whole."""
     failures = 0
+    reached = _size(part)
     while True:
-        before = _size(part)
         try:
             return _stream(url, part, patience, slowest)
         except _PassingError as reason:
-            failures = 0 if _size(part) - before >= 2**20 else failures + 1
+            failures = 0 if _size(part) - reached >= 2**20 else failures + 1
+            reached = max(reached, _size(part))
             if failures == patience.attempts:
                 raise SourceError(f"{reason}, {failures} times") from None
             pause = patience.pause * 2 ** max(failures - 1, 0)
@@ -201,7 +202,7 @@ def _stream(url: str, part: Path, patience: Patience, slowest: float) -> None:
         with requests.get(url, headers=headers, stream=True, timeout=patience.timeout) as response:
             resumed = response.status_code == 206
             if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {_size(part)}-"):
-                validator.unlink()
+                validator.unlink(missing_ok=True)
                 raise _PassingError("answered with another part of the archive than was asked for")
             _check_status(response, validator)
             if not resumed:
@@ -219,7 +220,7 @@ def _stream(url: str, part: Path, patience: Patience, slowest: float) -> None:
         raise _PassingError(f"broke off after {_size(part):,} bytes") from None
     except requests.ConnectionError:
         raise _PassingError("cannot be reached") from None
-    except (requests.RequestException, ValueError) as error:  # ValueError: a malformed address
+    except (requests.RequestException, ValueError) as error:  # ValueError: a malformed address or header
         raise SourceError(f"cannot be asked ({type(error).__name__})") from None
 
 
@@ -248,6 +249,7 @@ def _receive(url: str, response: requests.Response, part: Path, trial: float, sl
             done += len(chunk)
             advance(len(chunk))
             if done > LARGEST_ARCHIVE:
+                part.unlink()
                 raise SourceError(f"sends more than {LARGEST_ARCHIVE:,} bytes")
             seconds = time.monotonic() - began
             if seconds > trial and (done - start) / seconds < slowest:

@@ -1,7 +1,9 @@
 """Small images in labelled rows, as a matplotlib figure: samples of a data set, originals beside their augmentations.
 
-figure = image_grid([images[labels == k][:10] for k in range(10)], classes, "Ten training images of each class")
-save_png(figure, Path("samples.png"))
+    figure = image_grid([images[labels == k][:10] for k in range(10)], classes, "Ten training images of each class")
+    save_png(figure, Path("samples.png"))
+
+Every image pixel becomes a square of screen pixels, so nothing is smoothed and the same images give the same bytes.
 """
 
 from __future__ import annotations

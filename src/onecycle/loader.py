@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from onecycle.augment import Albumentations, Batched
+from onecycle.augment import ORDER, Albumentations, Batched, stream
 from onecycle.params import AugmentParams
 
 Batch = tuple[Tensor, Tensor]
@@ -19,7 +19,7 @@ Batch = tuple[Tensor, Tensor]
 
 def order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The order in which an epoch takes `count` images."""
-    return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=1)).permutation(count)
+    return stream(seed, epoch, ORDER).permutation(count)
 
 
 class Loader:

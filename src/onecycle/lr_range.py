@@ -274,20 +274,21 @@ def _peak_rate(curve: Curve, lr_range: LRRangeParams) -> float:
         raise _RefusedError(f"The {name} falls from {start:.3f} to {lowest:.3f} only: too flat to be read.", higher)
 
     record = np.minimum.accumulate(smoothed)  # a descent that only makes up for a rise is no progress
-    inside = slice(margin, steps - margin)
-    steepest = margin + int(np.gradient(record, np.log(rate))[inside].argmin())
-    best = int(smoothed.argmin())
     least_bend = max(BEND * (start - lowest), BEND_IN_NOISE * noise)
-    begins = _bend(record[margin : steepest + 1]) > least_bend
-    ends = best < inside.stop
+    last = steps - 1 - margin
+    half = int(np.clip((record <= (start + lowest) / 2).argmax(), margin, last))
+    shoulder = _above_chord(record[margin : half + 1])
+    if shoulder.max() < least_bend:
+        raise _RefusedError(f"The {name} falls from the first steps on: its steepest slope is an edge.", lower)
+    begin = margin + int(shoulder.argmax())
+    best = int(smoothed.argmin())
     if lr_range.method == "steepest":
+        steepest = begin + int(np.gradient(record, np.log(rate))[begin : last + 1].argmin())
         found = rate[steepest]
-        ends = ends or _bend(-record[steepest : inside.stop]) > least_bend
+        ends = best <= last or _above_chord(-record[steepest : last + 1]).max() > least_bend
     else:
         found = rate[_valley(smoothed)] if lr_range.method == "valley" else rate[best] / 10
-        ends = ends or stopped
-    if not begins:
-        raise _RefusedError(f"The {name} falls from the first steps on, steepest at the low edge.", lower)
+        ends = best <= last or stopped
     if not ends and stopped:
         raise _RefusedError(
             f"The {name} fell ever faster until training blew up at a rate of {_plain(rate[-1])}.",
@@ -310,9 +311,9 @@ def _noise(cut: Array, smoothing: float) -> float:
     return float(scatter / math.sqrt(max(1.0, 2 * math.sqrt(math.pi) * smoothing)))
 
 
-def _bend(values: Array) -> float:
-    """How far `values` rise above the straight line from their first to their last."""
-    return float((values - np.linspace(values[0], values[-1], len(values))).max())
+def _above_chord(values: Array) -> Array:
+    """How far each of `values` is above the straight line from the first to the last."""
+    return values - np.linspace(values[0], values[-1], len(values))
 
 
 def _valley(values: Array) -> int:

@@ -122,7 +122,7 @@ class Chart:
     @property
     def y_ticks(self) -> list[Tick]:
         """Round numbers along the left edge."""
-        return ticks(self.y)
+        return ticks(self.y, 3 if self.size == "short" else 5)
 
 
 def line_chart(
@@ -194,13 +194,13 @@ def bar_chart(
     )
 
 
-def ticks(axis: Axis) -> list[Tick]:
-    """Round numbers along `axis`: some five, or the powers of ten of a logarithmic one."""
+def ticks(axis: Axis, about: int = 5) -> list[Tick]:
+    """Round numbers along `axis`: `about` so many, or the powers of ten of a logarithmic one."""
     if axis.log:
         first, last = math.ceil(math.log10(axis.low) - 1e-9), math.floor(math.log10(axis.high) + 1e-9)
         values = [10.0**power for power in range(first, last + 1)]
     else:
-        located = MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]).tick_values(axis.low, axis.high)
+        located = MaxNLocator(nbins=about, steps=[1, 2, 2.5, 5, 10]).tick_values(axis.low, axis.high)
         slack = 1e-9 * (axis.high - axis.low)
         values = [float(value) for value in located if axis.low - slack <= value <= axis.high + slack]
     places = axis.at(values)

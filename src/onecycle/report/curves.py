@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from onecycle.figures import loss_limits
-from onecycle.report.charts import Axis, Chart, Line, Mark, around, line_chart
+from onecycle.report.charts import Axis, Chart, Line, Mark, Words, around, line_chart
 from onecycle.report.words import percent, points, rate
 
 
@@ -24,8 +24,8 @@ def range_test(curve: pd.DataFrame, suggestion: Mapping[str, Any]) -> list[Chart
         ]
     alt = f"{{}} of the range test against the learning rate. {_suggested(suggestion)}"
 
-    def chart(name: str, y: Axis, colour: str, size: str, shown: list[Mark]) -> Chart:
-        line = Line(f"smoothed {name}", colour, curve[f"smoothed_{name}"], y.words, points=curve[name])
+    def chart(name: str, y: Axis, words: Words, colour: str, size: str, shown: list[Mark]) -> Chart:
+        line = Line("smoothed", colour, curve[f"smoothed_{name}"], words, points=curve[name])
         return line_chart(
             alt.format(name.capitalize()), x, y, curve["learning_rate"], [line], marks=shown, size=size
         )
@@ -33,10 +33,11 @@ def range_test(curve: pd.DataFrame, suggestion: Mapping[str, Any]) -> list[Chart
     low, high = loss_limits(curve)
     bare = [Mark(mark.at, "", mark.dashed) for mark in marks]
     return [
-        chart("loss", Axis("training loss", low, high, "{:.2f}".format), "train", "tall", marks),
+        chart("loss", Axis("training loss", low, high, "{:.3g}".format), "{:.3f}".format, "train", "tall", marks),
         chart(
             "accuracy",
             Axis("training accuracy", *around([curve["smoothed_accuracy"]], floor=0), _whole_percent),
+            percent,
             "held-out",
             "short",
             bare,
@@ -81,7 +82,7 @@ def training(history: pd.DataFrame, held_out: str, kept_epoch: int) -> list[Char
     x = Axis("epoch", 0, float(epochs.max()), "{:.3g}".format)
     kept = [] if kept_epoch == epochs.iloc[-1] else [Mark(float(x.at(kept_epoch)), f"kept: epoch {kept_epoch}")]
 
-    def pair(name: str, limits: tuple[float, float], tick: Any, words: Any) -> Chart:
+    def pair(name: str, limits: tuple[float, float], tick: Words, words: Words) -> Chart:
         train, held = history[f"train_{name}"], history[f"{held_out}_{name}"]
         lines = [Line("train", "train", train, words), Line(held_out, "held-out", held, words)]
         alt = (

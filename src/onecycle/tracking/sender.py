@@ -10,6 +10,7 @@ could not get rid of. What the store does not take stays in the journal.
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -32,8 +33,6 @@ from onecycle.tracking.system import SystemMetrics
 
 POLL_SECONDS = 0.2
 RETRY_SECONDS = 10.0
-PATIENCE_SECONDS = 30.0
-"""How long after the execution's end a store that gives trouble is tried again."""
 
 
 class Sender:
@@ -52,6 +51,13 @@ class Sender:
     def connected(self) -> bool:
         """Whether it has a store; mlflow is then imported."""
         return self._store is not None
+
+    def store_is_lost(self) -> bool:
+        """Whether the store was deleted under our hands; then everything counts as unsent."""
+        lost = self._store is not None and self._store.gone
+        if lost:
+            self._acknowledge(offset=0)
+        return lost
 
     @property
     def over(self) -> bool:
@@ -101,9 +107,6 @@ class Sender:
         Raises:
             StoreError: the rest waits for the next time.
         """
-        if self._store and self._store.gone:
-            self._store = None
-            self._acknowledge(offset=0)
         if self._sent.offset >= self._read:
             return
         try:
@@ -156,35 +159,38 @@ class Sender:
         return process.alive() if process.here else time.time() - self.journal.written() < 86_400
 
 
-def follow(journal: Journal) -> None:
-    """Send a journal until its execution is over and all is sent, or the store has given trouble for too long."""
+def follow(journal: Journal) -> bool:
+    """Send a journal until its execution is over, and then once more what is left.
+
+    Returns:
+        Whether to start anew: the store was deleted, and MLflow keeps its connection to it as long as a process lives.
+    """
     sender = Sender(journal)
     backlog = [other for other in all_journals() if other.folder != journal.folder]
     system: SystemMetrics | None = None
-    retry_at, give_up_at = 0.0, float("inf")
-    while True:
+    retry_at = 0.0
+    while not sender.store_is_lost():
         sender.read()
-        if sender.connected:
+        over = sender.over
+        if over:
+            sender.finish()
+        elif sender.connected:
             system = system or SystemMetrics()
             sender.note(system)
-        if sender.over:
-            sender.finish()
         now = time.monotonic()
-        if now >= retry_at:
+        if now >= retry_at or over:
             try:
                 sender.push()
                 if backlog:
                     send(backlog.pop())
             except StoreError:
                 retry_at = now + RETRY_SECONDS
-        if sender.done:
-            journal.remove()
-            return
-        if sender.over:
-            give_up_at = min(give_up_at, now + PATIENCE_SECONDS)
-        if now > give_up_at:
-            return
+        if over:
+            if sender.done:
+                journal.remove()
+            return False
         time.sleep(POLL_SECONDS)
+    return True
 
 
 def send(journal: Journal, wait: float = 0) -> None:
@@ -207,16 +213,17 @@ def send(journal: Journal, wait: float = 0) -> None:
 
 @contextmanager
 def _held(journal: Journal, wait: float) -> Iterator[bool]:
-    """The right to send a journal, or False; also when it was sent and removed in the meantime."""
+    """The right to send a journal, or False: another has it for longer than `wait` seconds, or has sent all of it."""
+    file = journal.folder.with_name(f"{journal.folder.name}.lock")
     try:
-        lock = FileLock(journal.folder / "sender.lock").acquire(timeout=wait)
+        lock = FileLock(file).acquire(timeout=wait)
     except Timeout:
         yield False
         return
     with lock:
-        if not journal.file.exists():  # the lock has made the folder anew
-            journal.remove()
         yield journal.file.exists()
+        if not journal.file.exists():
+            file.unlink(missing_ok=True)
 
 
 def _stages(summary: Summary) -> str:
@@ -236,15 +243,17 @@ def _metrics(entry: Entry) -> Iterator[tuple[str, float, int, int]]:
 
 def main() -> None:
     """Follow the journal named on the command line, unless it has a sender."""
-    journal = Journal(Path(sys.argv[1]))
+    journal, again = Journal(Path(sys.argv[1])), False
     with _held(journal, wait=5) as held:
         if held:
             try:
-                follow(journal)
+                again = follow(journal)
             except Exception as error:
                 crash = f"{type(error).__name__}: {error}"
                 journal.acknowledge(replace(journal.sent(), trouble=without_secrets(crash)))
                 raise
+    if again:
+        os.execv(sys.executable, sys.orig_argv)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,15 @@ import yaml  # type: ignore[import-untyped]
 
 
 def load(text: str | bytes) -> dict[str, Any]:
-    """A YAML document whose top is a mapping; empty for an empty one."""
-    tree = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    """A YAML document whose top is a mapping; empty for any other.
+
+    Raises:
+        ValueError: it is no YAML.
+    """
+    try:
+        tree = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        raise ValueError(f"no YAML: {' '.join(str(error).split())}") from None
     return tree if isinstance(tree, dict) else {}
 
 

@@ -1,0 +1,295 @@
+"""Tracking with real MLflow stores, real processes and real signals."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from tracked_workspace import REPO, Workspace, finish, wait_for
+
+JOURNAL = {"ONECYCLE_TRACKING": "journal"}
+SECRET = "s3cret-that-nobody-may-see"
+
+FAKE_DVC = """
+import subprocess, sys
+for stage in sys.stdin:
+    subprocess.run([sys.executable, "-c", stage.strip()], check=False)
+    print("done", flush=True)
+"""
+"""A Python file called dvc, which is all that an execution is told by; runs the stages that it is sent."""
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Iterator[Workspace]:
+    """An empty workspace, in a folder that a careless quoting would trip over."""
+    workspace = Workspace(tmp_path / "ä b#c%20d?e")
+    yield workspace
+    workspace.close()
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """The address of a server that takes connections and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(20)
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def one_stage(stage: str, body: str = "pass") -> str:
+    """A stage by hand as one line, for FAKE_DVC."""
+    code = f"from onecycle.stage import run\ndef main(params, row): {body}\nrun({stage!r}, main)\n"
+    return f"exec({code!r})\n"
+
+
+def tell(dvc: subprocess.Popen[str], line: str) -> None:
+    """Have FAKE_DVC run one stage, and wait for its end."""
+    assert dvc.stdin and dvc.stdout
+    dvc.stdin.write(line)
+    dvc.stdin.flush()
+    assert dvc.stdout.readline() == "done\n"
+
+
+def test_ten_executions_in_folders_that_disappear_become_ten_rows_in_a_fresh_store(workspace: Workspace) -> None:
+    """As queued experiments do; three senders race for the creation of the database."""
+    folders = [workspace.root / f".dvc/tmp/exps/tmp{i}" for i in range(10)]
+    for number, folder in enumerate(folders):
+        (folder / "results/stats").mkdir(parents=True)
+        shutil.copy(workspace.root / "params.yaml", folder)
+        (folder / "results/stats/samples.png").write_bytes(b"picture %d" % number)
+        (folder / "results/stats/stats.json").write_text(json.dumps({"mean": {"red": number / 10}}))
+    stages = [
+        workspace.stage("stats", cwd=folder, MLFLOW_RUN_ID="0" * 32, MLFLOW_EXPERIMENT_ID="7", **JOURNAL)
+        for folder in folders
+    ]
+    for stage, folder in zip(stages, folders, strict=True):
+        finish(stage)
+        shutil.rmtree(folder)
+    assert len(workspace.journals) == 10
+    for process in [workspace.sync() for _ in range(3)]:
+        finish(process)
+
+    rows = workspace.rows()
+    assert [row.status for row in rows] == ["FINISHED"] * 10
+    assert sorted(row.metrics["stats/mean_red"][0][1] for row in rows) == [i / 10 for i in range(10)]
+    for row in rows:
+        number = round(row.metrics["stats/mean_red"][0][1] * 10)
+        assert (row.artifacts / "stats/samples.png").read_bytes() == b"picture %d" % number
+        assert row.artifacts.is_relative_to(workspace.root / "mlartifacts")
+        assert row.params["epochs"] == "24" and len(row.params) > 50
+    assert not workspace.journals
+    left = {path.name for path in workspace.root.iterdir()}
+    assert left <= {".dvc", ".state", "params.yaml", "mlflow.db", "mlflow.db-wal", "mlflow.db-shm", "mlartifacts"}
+
+
+def test_values_are_in_the_store_while_the_stage_runs_and_a_killed_stage_is_noted(workspace: Workspace) -> None:
+    body = "for epoch in range(1, 600):\n    row.metrics({'train/loss': 1 / epoch}, step=epoch); time.sleep(0.1)"
+    stage = workspace.stage("train", body)
+    wait_for(lambda: [row for row in workspace.rows() if len(row.metrics.get("train/loss", ())) > 5])
+    wait_for(lambda: "system/cpu_utilization_percentage" in workspace.rows()[0].metrics)
+    assert workspace.rows()[0].status == "RUNNING"
+    stage.kill()
+    stage.communicate()
+    wait_for(lambda: workspace.rows()[0].status == "KILLED", 20)
+    [row] = workspace.rows()
+    assert row.tags["dvc.stages"] == "train killed"
+    wait_for(lambda: not workspace.journals, 20)
+
+
+def test_signals_leave_killed_rows_with_what_was_logged(workspace: Workspace) -> None:
+    body = "row.metrics({'train/loss': 1.0}, step=1); print('ready', flush=True); time.sleep(60)"
+    codes = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGKILL: -9}
+    stages = {number: workspace.stage("train", body, **JOURNAL) for number in codes}
+    for number, stage in stages.items():
+        assert stage.stdout and stage.stdout.readline() == "ready\n"
+        stage.send_signal(number)
+    for number, stage in stages.items():
+        finish(stage, codes[number])
+    finish(workspace.sync())
+    rows = workspace.rows()
+    assert [row.status for row in rows] == ["KILLED"] * 4
+    assert all(row.metrics["train/loss"] == [(1, 1.0)] for row in rows)
+
+
+def test_what_a_kill_leaves_in_doubt_is_sent_again_and_stored_once(workspace: Workspace) -> None:
+    body = """
+for step in range(2000): row.metrics({"train/loss": float(step % 7), "train/odd": float("nan")}, step=step)
+for number in range(30):
+    Path(f"{number}.txt").write_text(str(number)); row.artifact(Path(f"{number}.txt"))
+"""
+    workspace.write("data/arrays/dataset.json", {"name": "digits", "classes": ["0"], "digest": "ab" * 32})
+    finish(workspace.stage("train", body, **JOURNAL))
+    [journal] = workspace.journals
+    shutil.copytree(journal.parent, workspace.root / "copy")
+
+    for seconds in (0.0, 0.15, 0.4):  # killed at some point after the row was created
+        sender = workspace.sync()
+        wait_for(workspace.rows)
+        time.sleep(seconds)
+        sender.kill()
+        sender.communicate()
+    finish(workspace.sync())
+    [row] = workspace.rows()
+    assert row.status == "FINISHED"
+
+    shutil.copytree(workspace.root / "copy", journal.parent)  # killed after sending all, before noting any
+    finish(workspace.sync())
+    [again] = workspace.rows()
+    assert again == row
+    assert [value for _, value in row.metrics["train/loss"]] == [float(step % 7) for step in range(2000)]
+    assert len(row.metrics["train/odd"]) == 2000
+    assert sorted(path.name for path in (row.artifacts / "train").iterdir()) == sorted(f"{i}.txt" for i in range(30))
+
+
+def test_a_server_that_is_down_or_hangs_costs_seconds_and_loses_nothing(
+    workspace: Workspace, silent_server: str
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        down = f"http://me:{SECRET}@127.0.0.1:{closed.getsockname()[1]}"
+    timed = """
+import time
+from onecycle import paths, tracking
+from onecycle.params import load
+params, started = load(paths.PARAMS), time.monotonic()
+with tracking.join("train", params) as row:
+    for epoch in range(100): row.metrics({"train/loss": 1 / (epoch + 1)}, step=epoch)
+print(time.monotonic() - started)
+"""
+    for address in (down, silent_server):
+        output = finish(workspace.python("-c", timed, MLFLOW_TRACKING_URI=address))
+        assert float(re.findall(r"^[\d.]+$", output, re.MULTILINE)[0]) < 6
+        assert SECRET not in output
+    refused = finish(workspace.sync(MLFLOW_TRACKING_URI=down), 2)
+    assert "nothing is lost" in refused and SECRET not in refused
+
+    finish(workspace.sync())  # into the store that is current now
+    assert [len(row.metrics["train/loss"]) for row in workspace.rows()] == [100, 100]
+    assert not [path for path in workspace.root.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+
+
+def test_a_second_signal_while_the_row_is_closed_does_not_leave_it_open(
+    workspace: Workspace, silent_server: str
+) -> None:
+    stage = workspace.stage("train", "print('ready', flush=True); time.sleep(60)", MLFLOW_TRACKING_URI=silent_server)
+    assert stage.stdout and stage.stdout.readline() == "ready\n"
+    stage.send_signal(signal.SIGINT)
+    wait_for(lambda: workspace.entries()[-1]["event"] == "close")
+    stage.send_signal(signal.SIGTERM)
+    finish(stage, 130)
+    assert workspace.entries()[-1]["status"] == "KILLED"
+
+
+@pytest.mark.parametrize("obstacle", ["garbage", "folder"])
+def test_a_database_that_is_none_is_told_and_left_alone(workspace: Workspace, obstacle: str) -> None:
+    database = workspace.root / "mlflow.db"
+    if obstacle == "folder":
+        database.mkdir()
+    else:
+        database.write_bytes(b"not a database" * 1000)
+    finish(workspace.stage("train", **JOURNAL))
+    output = finish(workspace.sync(), 2)
+    assert ("unable to open" if obstacle == "folder" else "not a database") in output
+    assert database.is_dir() or database.read_bytes() == b"not a database" * 1000
+    assert workspace.journals
+
+
+def test_a_locked_database_stalls_nobody(workspace: Workspace) -> None:
+    finish(workspace.stage("stats", **JOURNAL))
+    finish(workspace.sync())
+    with closing(sqlite3.connect(workspace.root / "mlflow.db")) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        started = time.monotonic()
+        finish(workspace.stage("train"))
+        assert time.monotonic() - started < 15
+        assert len(workspace.rows()) == 1
+    finish(workspace.sync())
+    assert [row.status for row in workspace.rows()] == ["FINISHED", "FINISHED"]
+
+
+def test_a_row_follows_its_execution_through_a_lost_store_and_stays_deleted_when_a_person_deletes_it(
+    workspace: Workspace,
+) -> None:
+    workspace.write("dvc", FAKE_DVC)
+    dvc = workspace.python("dvc", "repro")
+    tell(dvc, one_stage("stats", "row.metrics({'stats/a': 1.0})"))
+    wait_for(lambda: [row for row in workspace.rows() if row.status == "FINISHED"])
+    for name in ("mlflow.db", "mlflow.db-wal", "mlflow.db-shm"):
+        (workspace.root / name).unlink(missing_ok=True)
+    tell(dvc, one_stage("train", "row.metrics({'train/b': 2.0})"))
+    wait_for(lambda: [row for row in workspace.rows() if row.status == "FINISHED"])
+    [row] = workspace.rows()
+    assert row.tags["dvc.stages"] == "stats ran, train ran"
+    assert {"stats/a", "train/b"} <= set(row.metrics)
+
+    with closing(sqlite3.connect(workspace.root / "mlflow.db", timeout=20)) as store, store:
+        store.execute("UPDATE runs SET lifecycle_stage = 'deleted'")
+    tell(dvc, one_stage("report"))
+    finish(dvc)
+    wait_for(lambda: not workspace.journals)
+    assert len(workspace.rows()) == 1
+
+
+def test_a_moved_workspace_is_noticed(workspace: Workspace, tmp_path: Path) -> None:
+    finish(workspace.stage("stats", **JOURNAL))
+    finish(workspace.sync())
+    workspace.root = workspace.root.rename(tmp_path / "elsewhere")
+    finish(workspace.stage("train", **JOURNAL))
+    assert "moved or copied" in finish(workspace.sync(), 2)
+    assert workspace.journals
+
+
+def test_credentials_reach_neither_store_nor_journal(workspace: Workspace) -> None:
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=workspace.root, check=True)
+
+    git("init", "-q")
+    git("remote", "add", "origin", f"https://me:{SECRET}@example.org/x.git")
+    git("add", "params.yaml")
+    git("commit", "-qm", "first")
+    body = f"""
+import os
+row.tags({{"note": os.environ["MY_TOKEN"]}})
+raise RuntimeError("https://me:{SECRET}@host/x " + os.environ["MY_TOKEN"])
+"""
+    finish(workspace.stage("train", body, MY_TOKEN=SECRET + "2", **JOURNAL), 1)
+    files = [path for path in workspace.root.rglob("*") if path.is_file() and ".git" not in path.parts]
+    assert not [path for path in files if SECRET.encode() in path.read_bytes()]
+    finish(workspace.sync(MY_TOKEN=SECRET + "2"))
+    [row] = workspace.rows()
+    assert row.status == "FAILED"
+    assert row.tags["error"] == "train: RuntimeError: https://host/x $MY_TOKEN"
+    files = [path for path in workspace.root.rglob("*") if path.is_file() and ".git" not in path.parts]
+    assert not [path for path in files if SECRET.encode() in path.read_bytes()]
+
+
+def test_the_data_set_is_an_input_of_the_row(workspace: Workspace) -> None:
+    import numpy as np
+
+    workspace.write("data/arrays/dataset.json", {"name": "digits", "classes": ["0", "1"], "digest": "ab" * 32})
+    for split in ("train", "test"):
+        np.save(workspace.root / f"data/arrays/{split}_labels.npy", np.zeros(4, np.int64))
+    finish(workspace.stage("download", **JOURNAL))
+    finish(workspace.sync())
+    with closing(sqlite3.connect(workspace.root / "mlflow.db")) as store:
+        [(name, digest, profile)] = store.execute("SELECT name, digest, dataset_profile FROM datasets").fetchall()
+        assert store.execute("SELECT count(*) FROM inputs").fetchall() == [(1,)]
+    assert (name, digest) == ("digits", "ab" * 16)
+    assert json.loads(profile) == {"train_images": 4, "test_images": 4, "classes": 2}
+
+
+def test_nothing_else_imports_mlflow() -> None:
+    pattern = re.compile(r"^\s*(import|from) mlflow", re.MULTILINE)
+    files = [*(REPO / "src").rglob("*.py"), *(REPO / "stages").rglob("*.py")]
+    importers = {file for file in files if pattern.search(file.read_text(encoding="utf-8"))}
+    assert importers and all(file.parent.name == "tracking" for file in importers)
