@@ -23,6 +23,7 @@ EDGES = {
     "onecycle.params": "DVC tracks its values one by one",
     "onecycle.paths": "where things lie",
     "onecycle.progress": "what a terminal shows",
+    "onecycle.refusals": "what a user is told of params.yaml",
     "onecycle.resuming": "when state is saved; the same bits either way",
     "onecycle.signals": "how a process is asked to end",
     "onecycle.stage": "how a process starts and ends",
@@ -58,7 +59,9 @@ def imports(name: str, top_level_only: bool = False) -> frozenset[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             module = node.module or ""
-            found |= {f"{module}.{alias.name}" if f"{module}.{alias.name}" in MODULES else module for alias in node.names}
+            found |= {
+                f"{module}.{alias.name}" if f"{module}.{alias.name}" in MODULES else module for alias in node.names
+            }
     return frozenset(found)
 
 
@@ -96,7 +99,11 @@ def test_every_stage_has_one_name_everywhere() -> None:
     assert {path.stem for path in STAGES} == set(stages)
     for name, stage in stages.items():
         assert stage["cmd"] == f"python -m stages.{name}"
-        outs = [next(iter(out)) if isinstance(out, dict) else out for key in ("outs", "metrics", "plots") for out in stage.get(key, [])]
+        outs = [
+            next(iter(out)) if isinstance(out, dict) else out
+            for key in ("outs", "metrics", "plots")
+            for out in stage.get(key, [])
+        ]
         assert all(out.startswith((f"results/{name}/", "data/", "models/")) for out in outs), outs
 
 

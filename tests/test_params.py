@@ -74,8 +74,11 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
         ({"one_cycle__max_lr": float("nan")}, "one_cycle.max_lr must be 'auto' or a number > 0, got nan"),
         ({"one_cycle__max_lr": float("inf")}, "one_cycle.max_lr must be 'auto' or a number > 0, got inf"),
         ({"lr_range__start_lr": float("nan")}, "lr_range.start_lr must be a finite number, got nan"),
-        ({"lr_range__start_lr": 2.0}, "lr_range.end_lr must be > lr_range.start_lr (2), got 1.0"),
-        ({"one_cycle__base_momentum": 0.99}, "one_cycle.base_momentum must be ≤ one_cycle.max_momentum (0.95), got 0.99"),
+        ({"lr_range__start_lr": 20.0}, "lr_range.end_lr must be > lr_range.start_lr (20), got 10.0"),
+        (
+            {"one_cycle__base_momentum": 0.99},
+            "one_cycle.base_momentum must be ≤ one_cycle.max_momentum (0.95), got 0.99",
+        ),
         ({"optimizer__nme": "adam"}, "unknown key optimizer.nme; did you mean optimizer.name?"),
         ({"optimiser": {}}, "unknown key optimiser; did you mean optimizer?"),
         ({"zzzz": 1}, "unknown key zzzz; params.yaml documents the known ones"),

@@ -164,7 +164,9 @@ def test_without_a_validation_split_curves_are_the_test_set_s(small_params: Make
 def test_keep_best_keeps_the_best_validation_epoch(small_params: MakeParams, digits: Dataset) -> None:
     params = small_params(epochs=4, **{"train.keep": "best", "one_cycle.max_lr": 0.3, "one_cycle.div_factor": 1})
     run = make_run(params, digits)
-    after = {epoch.epoch: (epoch, {k: v.clone() for k, v in run.classifier.state_dict().items()}) for epoch in run.epochs()}
+    after = {
+        epoch.epoch: (epoch, {k: v.clone() for k, v in run.classifier.state_dict().items()}) for epoch in run.epochs()
+    }
     kept, weights = run.kept_weights()
     assert after[kept][0].held_out_accuracy == max(epoch.held_out_accuracy for epoch, _ in after.values())
     assert kept != 4, "the case is meant to get worse at its end"
@@ -234,7 +236,8 @@ def test_golden_losses(small_params: MakeParams, digits: Dataset) -> None:
         before = float(run.state.loss_sum)
 
     list(run.epochs(note))
-    assert np.round(losses[:20], 4).tolist() == GOLDEN
+    assert losses[:20] == pytest.approx(GOLDEN, abs=2e-3)  # the last digits are the CPU's
 
 
-GOLDEN: list[float] = []
+GOLDEN = [3.2404, 3.0702, 2.6537, 2.5337, 2.5926, 2.3991, 2.5801, 2.1022, 2.2407, 2.0747]
+GOLDEN += [2.077, 2.1754, 2.1627, 2.2454, 2.0923, 1.86, 1.8939, 1.7238, 1.6308, 1.622]

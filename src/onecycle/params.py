@@ -8,17 +8,17 @@ its range or at odds with another raises `UserError` with one sentence that name
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from onecycle.errors import UserError
+from onecycle.refusals import sentence, shown
 
 Scalar = str | int | float | bool | None
 
@@ -220,11 +220,11 @@ def _read(path: Path) -> object:
 def parse(name: str, tree: object) -> Params:
     """Check what a YAML reader made of a file called `name`. Raises `UserError` as `load` does."""
     if not isinstance(tree, dict):
-        raise UserError(f"{name} must hold keys and values, got {_shown(tree)}")
+        raise UserError(f"{name} must hold keys and values, got {shown(tree)}")
     try:
         params = Params.model_validate(tree)
     except ValidationError as error:
-        raise UserError(_sentence(name, error)) from None
+        raise UserError(sentence(name, Params, error)) from None
     _check_combinations(name, params)
     return params
 
@@ -279,75 +279,4 @@ def _check_combinations(name: str, params: Params) -> None:
     )
     for holds, key, rule, value in rules:
         if not holds:
-            raise UserError(f"{name}: {key} must be {rule}, got {_shown(value)}")
-
-
-_RULES = {
-    "int_type": "an integer",
-    "int_from_float": "an integer",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "string_type": "a string",
-    "greater_than": "> {gt}",
-    "greater_than_equal": "≥ {ge}",
-    "less_than": "< {lt}",
-    "less_than_equal": "≤ {le}",
-}
-
-
-def _sentence(name: str, error: ValidationError) -> str:
-    """The first refusal as one sentence; unknown keys first, since they explain a missing one."""
-    details = sorted(error.errors(include_url=False), key=lambda detail: detail["type"] != "extra_forbidden")
-    detail = details[0]
-    kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
-    key = ".".join(str(part) for part in detail["loc"])
-    if kind == "extra_forbidden":
-        close = difflib.get_close_matches(key, _all_keys(Params), n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]}?" if close else "; params.yaml documents the known ones"
-        return f"{name}: unknown key {key}{hint}"
-    if kind == "missing":
-        return f"{name}: key {key} is missing"
-    if kind in ("model_type", "model_attributes_type", "dict_type"):
-        return f"{name}: {key} must be a section with keys of its own, got {_shown(value)}"
-    if kind == "literal_error":
-        rule = f"be one of {', '.join(_shown(choice) for choice in _choices(key))}"
-    elif kind == "value_error":
-        rule = str(context["error"])
-        rule = rule.removeprefix("must ")
-    else:
-        rule = "be " + _RULES.get(kind, detail["msg"]).format(**context)
-    return f"{name}: {key} must {rule}, got {_shown(value)}"
-
-
-def _choices(key: str) -> tuple[object, ...]:
-    section, _, field = key.rpartition(".")
-    model = _sections().get(section, Params)
-    return get_args(model.model_fields[field].annotation)
-
-
-def _sections() -> dict[str, type[BaseModel]]:
-    fields = {key: field.annotation for key, field in Params.model_fields.items()}
-    return {key: kind for key, kind in fields.items() if isinstance(kind, type) and issubclass(kind, BaseModel)}
-
-
-def _all_keys(model: type[BaseModel]) -> list[str]:
-    """Every section and dotted key of `model`."""
-    sections = _sections()
-    return [
-        full
-        for key in model.model_fields
-        for full in (
-            key,
-            *(f"{key}.{inner}" for inner in (sections[key].model_fields if key in sections else ())),
-        )
-    ]
-
-
-def _shown(value: object) -> str:
-    """A value as a person wrote it: strings in quotes, YAML's spelling of the rest, one short line."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    text = f'"{value}"' if isinstance(value, str) else str(value)
-    text = " ".join(text.split())
-    return text if len(text) <= 60 else text[:57] + "…"
+            raise UserError(f"{name}: {key} must be {rule}, got {shown(value)}")
