@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ for stale in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "DVC_EXP_NAME", "DVC_EXP_B
     os.environ.pop(stale, None)
 
 import pytest
+from ruamel.yaml import YAML
 
 from onecycle import download
 from onecycle.data import Dataset, fewer
@@ -55,3 +59,68 @@ def small_params() -> Callable[..., Params]:
 def digits() -> Dataset:
     """320 training and 320 test images of scikit-learn's digits."""
     return fewer(download.digits(), 320, 0)
+
+
+def set_params(workspace: Path, changes: dict[str, Any]) -> None:
+    """Set dotted keys in a workspace's params.yaml, keeping its comments."""
+    yaml = YAML()
+    path = workspace / "params.yaml"
+    tree = yaml.load(path.read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        section, _, last = key.rpartition(".")
+        (tree[section] if section else tree)[last] = value
+    with path.open("w", encoding="utf-8") as file:
+        yaml.dump(tree, file)
+
+
+def command(workspace: Path, *words: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `words` in a workspace as a user with the environment activated; on failure show what it said."""
+    binaries = Path(sys.executable).parent
+    path = f"{binaries}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        words,
+        cwd=workspace,
+        env={**os.environ, "PATH": path, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    if check:
+        assert done.returncode == 0, f"{' '.join(words)}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def clone(target: Path) -> Path:
+    """A git and DVC repository of its own with the project's tracked and new files, small params, nothing run yet."""
+    listed = command(REPO, "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").stdout
+    for name in filter(None, listed.split("\0")):
+        if name.startswith("results/") or name == "dvc.lock" or not (REPO / name).exists():
+            continue
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(REPO / name, target / name)
+    set_params(target, SMALL)
+    for words in (("init", "-q", "-b", "main"), ("add", "-A"), ("commit", "-qm", "start")):
+        command(target, "git", "-c", "user.name=test", "-c", "user.email=test@example.com", *words)
+    for key, value in (("user.name", "test"), ("user.email", "test@example.com")):
+        command(target, "git", "config", key, value)
+    return target
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository in which the whole small pipeline has run once. Look at it, never write to it."""
+    workspace = clone(tmp_path_factory.mktemp("pipeline") / "repo")
+    started = command(workspace, "dvc", "repro")
+    (workspace / ".git" / "repro.log").write_text(started.stdout + started.stderr, encoding="utf-8")
+    command(workspace, "git", "add", "-A")
+    command(workspace, "git", "commit", "-qm", "results")
+    return workspace
+
+
+@pytest.fixture
+def workspace(pipeline: Path, tmp_path: Path) -> Path:
+    """A copy of `pipeline` to change and rerun stages in; with a cache, tracking store and history of its own."""
+    target = tmp_path / "repo"
+    shutil.copytree(pipeline, target, symlinks=True)
+    return target

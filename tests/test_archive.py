@@ -76,9 +76,10 @@ def test_truncated_gzip_is_refused(tmp_path: Path, kept: float) -> None:
         read_bytes(tmp_path, whole[: kept if isinstance(kept, int) else int(len(whole) * kept)])
 
 
-def test_flipped_byte_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", [0, 2, 10, 11, 12, 13, 50, 500, 30_000, 60_000])
+def test_flipped_byte_is_refused(tmp_path: Path, place: int) -> None:
     damaged = bytearray(packed(CONTENTS))
-    damaged[len(damaged) // 2] ^= 0xFF
+    damaged[place] ^= 0xFF
     with pytest.raises(ArchiveError):
         read_bytes(tmp_path, bytes(damaged))
 
@@ -223,6 +224,11 @@ def test_pickle_of_anything_else_is_refused(tmp_path: Path, evil: bytes, monkeyp
     with pytest.raises(ArchiveError, match="data_batch_1"):
         read_changed(tmp_path / "data", data_batch_1=b"\x80\x02" + evil)
     assert not (tmp_path / "touched").exists()
+
+
+def test_opcodes_the_published_pickles_lack_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArchiveError, match="it holds a FRAME"):
+        read_changed(tmp_path, data_batch_1=pickle.dumps(batch(1), 4))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""One augmentation, two engines: same pixels for the same draws, the same distribution of draws, a draw of its own each."""
+"""One augmentation, two engines: same pixels for the same draws, the same distribution, its own draw for each image."""
 
 from __future__ import annotations
 
@@ -66,9 +66,14 @@ def test_same_draws_give_same_pixels(images: NDArray[np.uint8], border: str, ove
         left, top, *_ = drawn["RandomCrop"]["crop_coords"] if "RandomCrop" in drawn else (4, 4)
         cut = drawn["CoarseDropout"]["holes"] if "CoarseDropout" in drawn else np.zeros((holes, 4), int)
         made.append(result)
-        draws.append((top, left, "HorizontalFlip" in drawn, cut[:, 1] - before, cut[:, 0] - before, len(cut[cut > 0]) > 0))
+        draws.append(
+            (top, left, "HorizontalFlip" in drawn, cut[:, 1] - before, cut[:, 0] - before, len(cut[cut > 0]) > 0)
+        )
     top, left, flip, hole_top, hole_left, cutout = (np.array(column) for column in zip(*draws, strict=True))
-    chosen = {name: torch.from_numpy(value) for name, value in vars(Draws(top, left, flip, hole_top, hole_left, cutout)).items()}
+    chosen = {
+        name: torch.from_numpy(value)
+        for name, value in vars(Draws(top, left, flip, hole_top, hole_left, cutout)).items()
+    }
     fill = torch.tensor(fill_colour(params.cutout_fill, MEAN), dtype=torch.uint8)
     batched = apply(padded, chosen, 32, params.cutout_size, fill).numpy()
     assert 0 < cutout.mean() < 1

@@ -247,6 +247,7 @@ def test_another_order_of_the_test_set_changes_only_indices(ties: bool) -> None:
 
     plain = figures(np.arange(700))
     assert [len(gallery) for gallery in plain[1]["galleries"].values()][:3] == [30, 30, 30]
+    assert len(plain[1]["pairs"]) == 20
     for _ in range(5):
         assert figures(rng.permutation(700)) == plain
 

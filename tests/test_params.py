@@ -87,7 +87,8 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
         ({"runtime__workers": 1.5}, "runtime.workers must be 'auto' or an integer ≥ 0, got 1.5"),
         (
             {"train__keep": "best", "data__validation_fraction": 0},
-            'train.keep must be last when data.validation_fraction is 0 (nothing is selected on the test set), got "best"',
+            "train.keep must be last when data.validation_fraction is 0 "
+            '(nothing is selected on the test set), got "best"',
         ),
     ],
 )

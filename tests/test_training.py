@@ -68,7 +68,7 @@ def test_repeated_or_interrupted_it_is_the_same_to_the_bit(
     assert again_history == history
     assert_equal(again, weights)
 
-    class Interrupted(Exception):
+    class StoppedHereError(Exception):
         pass
 
     for stop_after in (4, 9, 20):  # within the first epoch, at its end, in the third
@@ -78,9 +78,9 @@ def test_repeated_or_interrupted_it_is_the_same_to_the_bit(
         def stop(run: Run = run, at: int = stop_after, kept: list[dict[str, Any]] = snapshots) -> None:
             if run.state.step == at:
                 kept.append(run.snapshot())
-                raise Interrupted
+                raise StoppedHereError
 
-        with pytest.raises(Interrupted):
+        with pytest.raises(StoppedHereError):
             list(run.epochs(stop))
         torch.manual_seed(99)  # another process
         resumed = make_run(params, digits)
