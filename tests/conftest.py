@@ -112,6 +112,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository in which the whole small pipeline has run once. Look at it, never write to it."""
     workspace = clone(tmp_path_factory.mktemp("pipeline") / "repo")
     started = command(workspace, "dvc", "repro")
+    command(workspace, "onecycle", "sync")  # the sender may still be at it, and would write into copies
     (workspace / ".git" / "repro.log").write_text(started.stdout + started.stderr, encoding="utf-8")
     command(workspace, "git", "add", "-A")
     command(workspace, "git", "commit", "-qm", "results")

@@ -28,7 +28,7 @@ def constant(classes: int, n: int) -> NDArray[np.int64]:
 
 
 class TwoLayers(nn.Module):
-    """layer1: red, green and blue as they are; layer2: ReLU of (sum of red - 10), (sum of green); head: a matrix."""
+    """layer1: the image as it is; then ReLU of (sum of red - 10), (sum of green); head: a matrix, and one pixel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,8 +37,10 @@ class TwoLayers(nn.Module):
         self.head.weight.data = torch.tensor([[2.0, 0.0], [1.0, 4.0], [-1.0, -4.0]])
 
     def forward(self, x: Tensor) -> Tensor:
-        red, green, _blue = self.layer1(x).sum(dim=(2, 3)).unbind(1)
-        return self.head(torch.stack([red - 10, green], dim=1).relu())
+        x = self.layer1(x)
+        red, green, _blue = x.sum(dim=(2, 3)).unbind(1)
+        sums = self.head(torch.stack([red - 10, green], dim=1).relu())
+        return torch.cat([sums, x[:, :1, 0, 0]], dim=1)
 
 
 def test_two_layers_by_hand() -> None:
@@ -48,9 +50,10 @@ def test_two_layers_by_hand() -> None:
     images[:, 1, 0] = [0, 3, 255]
     images[1, 0, 0] = [5, 0, 255]  # red sums to 9: the first unit is off and its gradient 0
 
-    of_zero, of_one, of_two = gradcam(unscaled(TwoLayers()), images, [constant(c, 2) for c in range(3)], "layer1", CPU)
+    targets = [constant(c, 2) for c in range(4)]
+    of_zero, of_one, of_two, of_three = gradcam(unscaled(TwoLayers()), images, targets, "layer1", CPU)
 
-    # d logit / d pixel of (red, green, blue): class 0 (2, 0, 0), class 1 (1, 4, 0), class 2 (-1, -4, 0)
+    # d logit / d (red, green, blue) of a pixel: class 0 (2, 0, 0), class 1 (1, 4, 0), class 2 (-1, -4, 0)
     expected = np.zeros((2, 8, 8))
     expected[0, 0, :2] = 8 / 8, 4 / 8
     assert of_zero == pytest.approx(expected)  # the second image's map stays 0
@@ -58,6 +61,12 @@ def test_two_layers_by_hand() -> None:
     expected[1, 0, 1], expected[1, 1, 0] = 8 / 12, 12 / 12
     assert of_one == pytest.approx(expected)
     assert (of_two == 0).all()
+
+    # class 3 looks at one pixel's red, but a channel has one weight: its gradient's mean, (1/64, 0, 0)
+    expected = np.zeros((2, 8, 8))
+    expected[0, 0, :2] = 8 / 8, 4 / 8
+    expected[1, 0, :2] = 5 / 5, 4 / 5
+    assert of_three == pytest.approx(expected)
 
 
 class PooledLinear(nn.Module):
@@ -75,14 +84,13 @@ class PooledLinear(nn.Module):
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_linear_head_gives_class_activation_maps(memory_format: torch.memory_format) -> None:
     torch.manual_seed(0)
-    network = PooledLinear().to(memory_format=memory_format)
+    network = PooledLinear().to(memory_format=memory_format).requires_grad_(False)  # frozen: no gradient to it
     classifier = unscaled(network)
     images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
     classes = np.array([0, 1, 2, 3, 0, 1])
-    with torch.no_grad():
-        maps = network.layer2(classifier.normalise(torch.from_numpy(images)))
-        evidence = torch.einsum("nk,nkhw->nhw", network.head.weight[torch.from_numpy(classes)], maps).relu()
-        expected = evidence / evidence.amax(dim=(1, 2), keepdim=True).clamp(min=1e-30)
+    maps = network.layer2(classifier.normalise(torch.from_numpy(images)))
+    evidence = torch.einsum("nk,nkhw->nhw", network.head.weight[torch.from_numpy(classes)], maps).relu()
+    expected = evidence / evidence.amax(dim=(1, 2), keepdim=True).clamp(min=1e-30)
     found, other = gradcam(classifier, images, (classes, (classes + 1) % 4), "layer2", CPU)
     assert found.dtype == np.float32
     assert found == pytest.approx(expected.numpy(), abs=1e-5)

@@ -240,7 +240,7 @@ def drawn(
     shape: Callable[[np.ndarray], np.ndarray], noise: float = 0.0, seed: int = 0, **changes: object
 ) -> tuple[Curve, LRRangeParams]:
     """A curve of that loss per decimal logarithm of the rate; its accuracy tells the same tale."""
-    params = lr_range(**changes)
+    params = lr_range(**({"start_lr": 0.00001, "end_lr": 1.0, "iterations": 100, "smoothing": 3.0} | changes))
     rate = np.geomspace(params.start_lr, params.end_lr, params.iterations)
     loss = shape(np.log10(rate)) + np.random.default_rng(seed).normal(0, noise, rate.size)
     return Curve(rate, loss, np.clip(1 - 0.9 * loss / BLIND, 0, 1), classes=10), params

@@ -109,7 +109,7 @@ def test_dvc_speaks_of_metrics_params_and_plots(workspace: Path) -> None:
     assert set(shown) == {path.as_posix() for path in (paths.STATS_JSON, paths.TRAIN_METRICS, paths.EVALUATE_METRICS)}
     set_params(workspace, {"epochs": 9})
     changed = json.loads(command(workspace, "dvc", "params", "diff", "--json").stdout)
-    assert changed == {"params.yaml": {"epochs": {"old": 3, "new": 9}}}
+    assert changed == {"params.yaml": {"epochs": {"old": 3, "new": 9, "diff": 6}}}
     table = command(workspace, "dvc", "exp", "show", "--csv").stdout
     assert "results/evaluate/metrics.json:accuracy" in table.splitlines()[0]
     page = command(workspace, "dvc", "plots", "show", "--json").stdout
@@ -123,6 +123,7 @@ def test_an_experiment_is_one_row_and_leaves_the_workspace_alone(workspace: Path
 
     changes = ("-S", "epochs=2", "-S", "one_cycle.max_at_epoch=1", "-S", "batch_size=64")
     command(workspace, "dvc", "exp", "run", "--temp", "--name", "quick", *changes)
+    command(workspace, "onecycle", "sync")
     assert command(workspace, "git", "status", "--porcelain").stdout == ""
     assert "quick" in command(workspace, "dvc", "exp", "show", "--csv").stdout
     client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")

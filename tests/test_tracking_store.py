@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -19,6 +20,8 @@ import pytest
 from tracked_workspace import REPO, Workspace, finish, wait_for
 
 from onecycle.errors import UserError
+from onecycle.tracking.git import final_lock
+from onecycle.tracking.relocate import relocate
 from onecycle.tracking.store import default_uri, prepare
 from onecycle.tracking.sync import sync
 
@@ -273,15 +276,56 @@ def test_a_row_follows_its_execution_through_a_lost_store_and_stays_deleted_when
     assert len(workspace.rows()) == 1
 
 
-def test_a_moved_workspace_is_noticed(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_shows_only_at_the_end_of_a_command_is_added_then(workspace: Workspace) -> None:
+    """The digest of dvc.lock, which DVC writes after a stage, and results of later stages that it left as they were."""
+    workspace.write("dvc", FAKE_DVC)
+    workspace.write("results/evaluate/metrics.json", {"accuracy": 0.5})
+    content = (workspace.root / "results/evaluate/metrics.json").read_bytes()
+    out = {"path": "results/evaluate/metrics.json", "md5": hashlib.md5(content).hexdigest(), "size": len(content)}
+    dvc = workspace.python("dvc", "repro", **JOURNAL)
+    tell(dvc, one_stage("stats"))
+    workspace.write("dvc.lock", {"stages": {"evaluate": {"params": {"params.yaml": {"seed": 0}}, "outs": [out]}}})
+    finish(dvc)
+    list(sync())
+    [row] = workspace.rows()
+    assert row.tags["dvc.stages"] == "stats ran, evaluate cached"
+    assert row.metrics["test/accuracy"] == [(0, 0.5)]
+    assert row.tags["dvc.lock"] == hashlib.sha256((workspace.root / "dvc.lock").read_bytes()).hexdigest()
+    assert not workspace.journals
+
+
+def test_the_lock_of_an_experiment_whose_folder_is_gone_is_read_from_its_commit(workspace: Workspace) -> None:
+    workspace.write("dvc.lock", "schema: '2.0'\n")
+    for command in (["init", "-q"], ["add", "dvc.lock"], ["commit", "-qm", "an experiment"]):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *command], check=True)
+    baseline = "ab" * 20
+    subprocess.run(["git", "update-ref", f"refs/exps/ab/{baseline[2:]}/odd-name", "HEAD"], check=True)
+    gone = workspace.root / ".dvc/tmp/exps/gone"
+    assert final_lock(gone, "odd-name", baseline) == "schema: '2.0'\n"
+    assert final_lock(gone, "other-name", baseline) == ""
+    assert final_lock(gone, None, None) == ""
+
+
+def test_a_moved_workspace_is_noticed_and_mended(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.write("results/stats/samples.png", b"picture")
     finish(workspace.stage("stats", **JOURNAL))
     list(sync())
-    workspace.root = workspace.root.rename(tmp_path / "elsewhere")
+    workspace.root = workspace.root.rename(tmp_path / "elsewhere %20")
     monkeypatch.chdir(workspace.root)
     finish(workspace.stage("train", **JOURNAL))
     with pytest.raises(UserError, match="moved or copied"):
         list(sync())
     assert workspace.journals
+
+    assert relocate() == 2
+    assert relocate() == 0
+    list(sync())
+    rows = workspace.rows()
+    assert len(rows) == 2
+    assert (rows[0].artifacts / "stats/samples.png").read_bytes() == b"picture"
+    assert all(row.artifacts.is_relative_to(workspace.root) for row in rows)
 
 
 def test_credentials_reach_neither_store_nor_journal(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sync = commands.add_parser(
         "sync", help="send to MLflow what it has not got: it was unreachable, or a run was killed"
     )
+    sync.add_argument("--relocate", action="store_true", help="mend mlflow.db first: this folder was moved or copied")
     sync.set_defaults(run=_sync)
     options = parser.parse_args(arguments)
     exit_with(lambda: options.run(options))
@@ -38,8 +39,11 @@ def _ui(options: argparse.Namespace) -> None:
     serve(options.port)
 
 
-def _sync(_options: argparse.Namespace) -> None:
+def _sync(options: argparse.Namespace) -> None:
+    from onecycle.tracking.relocate import relocate
     from onecycle.tracking.sync import sync
 
+    if options.relocate:
+        print(f"{relocate()} addresses mended")
     for line in sync():
         print(line)

@@ -56,7 +56,7 @@ def probabilities(
     batches = []
     with torch.inference_mode():
         for start in range(0, len(images), batch_size):
-            # a copy, because torch takes neither negative strides nor, silently, read-only memory
+            # a copy, because torch refuses negative strides and warns of read-only memory
             batch = np.array(images[start : start + batch_size], order="C")
             batches.append(classifier(torch.from_numpy(batch).to(device)).cpu().numpy())
     result: NDArray[np.float32] = np.concatenate(batches)

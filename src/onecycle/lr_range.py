@@ -282,20 +282,21 @@ def _peak_rate(curve: Curve, lr_range: LRRangeParams) -> float:
         raise _RefusedError(f"The {name} falls from the first steps on: its steepest slope is an edge.", lower)
     begin = margin + int(shoulder.argmax())
     best = int(smoothed.argmin())
+    turned = smoothed[best:].max() - lowest > least_bend
     if lr_range.method == "steepest":
         steepest = begin + int(np.gradient(record, np.log(rate))[begin : last + 1].argmin())
         found = rate[steepest]
-        ends = best <= last or _above_chord(-record[steepest : last + 1]).max() > least_bend
+        ends = turned or _above_chord(-record[steepest : last + 1]).max() > least_bend
     else:
         found = rate[_valley(smoothed)] if lr_range.method == "valley" else rate[best] / 10
-        ends = best <= last or stopped
+        ends = turned or stopped
     if not ends and stopped:
         raise _RefusedError(
             f"The {name} fell ever faster until training blew up at a rate of {_plain(rate[-1])}.",
             "Set lr_range.method to minimum_over_ten, which keeps its distance from there.",
         )
     if not ends:
-        raise _RefusedError(f"The {name} still falls at the highest rate, {_plain(rate[-1])}.", higher)
+        raise _RefusedError(f"The {name} has not turned by the highest rate, {_plain(rate[-1])}.", higher)
     if found < rate[margin]:
         raise _RefusedError(f"The rate found, {_plain(found)}, is at the low edge of the range.", lower)
     return float(found)

@@ -5,7 +5,8 @@
 It draws and tells, and computes nothing that needs torch; so a change of wording trains and evaluates nothing again.
 """
 
+from onecycle.report.figures import figures
 from onecycle.report.inputs import ReportInputs, read
 from onecycle.report.page import page
 
-__all__ = ["ReportInputs", "page", "read"]
+__all__ = ["ReportInputs", "figures", "page", "read"]

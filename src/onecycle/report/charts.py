@@ -42,7 +42,7 @@ class Axis:
         scaled, ends = np.asarray(values, float), np.array([self.low, self.high], float)
         if self.log:
             scaled, ends = np.log10(scaled), np.log10(ends)
-        return np.clip((scaled - ends[0]) / (ends[1] - ends[0]), -1, 2)
+        return np.asarray(((scaled - ends[0]) / (ends[1] - ends[0])).clip(-1, 2))
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,12 @@ def line_chart(
     band: bool = False,
     size: str = "tall",
     reading: Words | None = None,
+    start: float | None = None,
 ) -> Chart:
     """A plot of `lines` over `positions` (n,), with the area between the first two shaded where `band` is set.
 
-    `reading` says a position in words for the read-out ("epoch 5"); by default as `x` does with its name before.
+    `reading` says a position in words for the read-out ("epoch 5"), by default as `x` does with its name before;
+    that nearest to `start` is shown at first, by default the last.
     """
     positions = np.asarray(positions, float)
     across = x.at(positions)
@@ -160,7 +162,7 @@ def line_chart(
             for line, height in zip(lines, heights, strict=True)
         ],
         [(round(float(across[i]), 4), words(float(positions[i])), _values(y, lines, i)) for i in map(int, chosen)],
-        start=len(chosen) - 1,
+        start=len(chosen) - 1 if start is None else int(np.abs(across[chosen] - x.at(start)).argmin()),
         size=size,
         band=_band(across, heights[0], heights[1]) if band else "",
         marks=marks,
@@ -186,8 +188,10 @@ def bar_chart(
         size=size,
         bars=[
             Bar(
-                *(round(float(value), 4) for value in (left[i], right[i] - left[i], heights[0][i])),
-                round(float(heights[1][i]), 4) if len(heights) > 1 else None,
+                left=round(float(left[i]), 4),
+                width=round(float(right[i] - left[i]), 4),
+                height=round(float(heights[0][i]), 4),
+                target=round(float(heights[1][i]), 4) if len(heights) > 1 else None,
             )
             for i in range(len(left))
         ],
@@ -224,15 +228,15 @@ def around(values: Iterable[ArrayLike], *, margin: float = 0.05, floor: float | 
 def _units(across: Floats, height: Floats) -> Floats:
     """(n,) and (n,) fractions → (m, 2) SVG coordinates of those that are finite; SVG counts from the top."""
     points = np.stack([across, 1 - height], axis=1) * _UNITS
-    return points[np.isfinite(points).all(axis=1)]
+    return np.asarray(points[np.isfinite(points).all(axis=1)])
 
 
 def _path(across: Floats, height: Floats) -> str:
-    """A polyline; points that lie on the way anyway are left out, which makes a schedule of 2,000 steps a few points."""
+    """A polyline without the points that lie on the way anyway: a schedule of 2,000 steps is a few strokes."""
     points = _units(across, height)
     if len(points) < 2:
         return _dots(across, height)
-    (outline,) = Outline(points).to_polygons(closed_only=False)
+    outline = np.asarray(Outline(points).cleaned(simplify=True).vertices)[:-1]  # the last only says "stop"
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in outline)
 
 

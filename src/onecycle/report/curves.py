@@ -14,7 +14,12 @@ from onecycle.report.words import percent, points, rate
 
 
 def range_test(curve: pd.DataFrame, suggestion: Mapping[str, Any]) -> list[Chart]:
-    """Loss and accuracy against the rate, raw and smoothed, with LRMAX and LRMIN marked where there are some."""
+    """Loss and accuracy against the rate, raw and smoothed, with LRMAX and LRMIN marked where there are some.
+
+    A test that blew up at its first steps has no curve: no chart.
+    """
+    if len(curve) < 2:
+        return []
     x = Axis("learning rate", float(curve["learning_rate"].min()), float(curve["learning_rate"].max()), rate, log=True)
     marks = []
     if suggestion["accepted"]:
@@ -27,7 +32,14 @@ def range_test(curve: pd.DataFrame, suggestion: Mapping[str, Any]) -> list[Chart
     def chart(name: str, y: Axis, words: Words, colour: str, size: str, shown: list[Mark]) -> Chart:
         line = Line("smoothed", colour, curve[f"smoothed_{name}"], words, points=curve[name])
         return line_chart(
-            alt.format(name.capitalize()), x, y, curve["learning_rate"], [line], marks=shown, size=size
+            alt.format(name.capitalize()),
+            x,
+            y,
+            curve["learning_rate"],
+            [line],
+            marks=shown,
+            size=size,
+            start=suggestion["max_lr"],
         )
 
     low, high = loss_limits(curve)
@@ -48,7 +60,7 @@ def range_test(curve: pd.DataFrame, suggestion: Mapping[str, Any]) -> list[Chart
 def schedule(steps: pd.DataFrame) -> list[Chart]:
     """Rate and, where it cycles, momentum against the epoch."""
     x = Axis("epoch", 0, float(steps["epoch"].max()), "{:.3g}".format)
-    peak = steps.loc[steps["learning_rate"].idxmax()]
+    peak = steps.iloc[int(steps["learning_rate"].to_numpy().argmax())]
     marks = [Mark(float(x.at(peak["epoch"])), f"peak {rate(peak['learning_rate'])}, end of epoch {peak['epoch']:.3g}")]
 
     def chart(name: str, column: str, colour: str, size: str, floor: float | None, shown: list[Mark]) -> Chart:

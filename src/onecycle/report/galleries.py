@@ -56,7 +56,10 @@ def galleries(document: Mapping[str, Any]) -> list[Gallery]:
     top = f"{classes[pair['label']]} taken for {classes[pair['prediction']]}" if pair else ""
     texts = {
         "worst": ("The costliest mistakes", "Misclassified, by loss, highest first."),
-        "per_class": ("Costliest of each class", "Up to three misclassified images of each true class, highest loss first."),
+        "per_class": (
+            "Costliest of each class",
+            "Up to three misclassified images of each true class, highest loss first.",
+        ),
         "top_pair": (top[:1].upper() + top[1:], "The most confused pair, highest loss first."),
         "unsure": ("Right, but barely", "Classified correctly with the least confidence, lowest first."),
     }
@@ -78,7 +81,7 @@ def heat_maps(cams: NDArray[np.floating[Any]]) -> list[str]:
 
 
 def heat(cam: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
-    """(h, w) in [0, 1] → (h, w, 4) uint8: "inferno", even in lightness for any colour vision, as opaque as it is hot."""
+    """(h, w) in [0, 1] → (h, w, 4) uint8: "inferno", even in lightness for any colour vision, opaque where hot."""
     level = cam.astype(np.float64)
     rgba = mpl.colormaps["inferno"](level)
     rgba[..., 3] = 0.85 * level**0.7

@@ -75,7 +75,10 @@ def calibration(predictions: pd.DataFrame) -> list[Chart]:
     words = [f"confidence {percent(low, 0)} to {percent(high, 0)}" for low, high in edges.to_numpy()]
     fullest = int(bins["images"].to_numpy().argmax())
     most = bins.iloc[fullest]
-    held = [Line("accuracy", "held-out", bins["accuracy"], percent), Line("confidence", "train", bins["confidence"], percent)]
+    lines = [
+        Line("accuracy", "held-out", bins["accuracy"], percent),
+        Line("confidence", "train", bins["confidence"], percent),
+    ]
     return [
         bar_chart(
             f"Accuracy of the predictions in bins of confidence, against their mean confidence. In the fullest bin: "
@@ -83,7 +86,7 @@ def calibration(predictions: pd.DataFrame) -> list[Chart]:
             x,
             accuracy,
             edges,
-            held,
+            lines,
             words,
             fullest,
             size="diagonal",

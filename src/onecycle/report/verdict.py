@@ -50,9 +50,9 @@ def verdict(params: Params, metrics: Mapping[str, Any]) -> Verdict:
     Only the whole CIFAR-10 test set compares; other data gets a sentence that says so.
     """
     if params.data.dataset != "cifar10":
-        return Verdict(["Digits data: this shows the pipeline at work. The figure compares with no CIFAR-10 one."], [], {})
+        return Verdict(["Digits data: this shows the pipeline at work, and compares with no CIFAR-10 figure."], [], {})
     if params.data.limit is not None:
-        return Verdict([f"A trial on part of CIFAR-10 ({metrics['n']:,} test images): it compares with no full run."], [], {})
+        return Verdict([f"A trial: {metrics['n']:,} of CIFAR-10’s test images compare with no full run."], [], {})
     accuracy, low, high = (float(metrics[key]) for key in ("accuracy", "accuracy_low", "accuracy_high"))
     projects = sorted(STUDENT_PROJECTS.items(), key=lambda item: -item[1][0])
     left = math.floor(100 * min(low, TARGET, projects[-1][1][0]) - 0.5) / 100

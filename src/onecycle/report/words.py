@@ -36,10 +36,10 @@ def rate(value: float) -> str:
 
 
 def plain(value: Scalar) -> str:
-    """A parameter as params.yaml spells it: null, true, 0.00000001 (never 1e-08, a string to many YAML readers)."""
+    """A parameter as params.yaml spells it: null, true, 5, 0.00000001 (1e-08 is a string to many YAML readers)."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return f"{Decimal(repr(value)):f}" if isinstance(value, float) else str(value)
+    return f"{Decimal(repr(value)).normalize():f}" if isinstance(value, float) else str(value)
 
 
 def listed(names: list[str]) -> str:

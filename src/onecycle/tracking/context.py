@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +13,7 @@ import psutil
 from onecycle import paths
 from onecycle.tracking import yaml_values
 from onecycle.tracking.execution import Execution
+from onecycle.tracking.git import git
 from onecycle.tracking.redaction import without_secrets
 
 _VERSIONS = ("torch", "torchvision", "albumentations", "numpy", "dvc", "mlflow")
@@ -23,8 +23,8 @@ _RESULTS = (":(exclude)results", ":(exclude)dvc.lock")
 
 def tags(execution: Execution, params: Mapping[str, str]) -> dict[str, str]:
     """The tags of a new row; `params` as the row has them."""
-    commit = _git("rev-parse", "HEAD")
-    changed = [line[3:] for line in _git("status", "--porcelain", "--", ".", *_RESULTS).splitlines()]
+    commit = git("rev-parse", "HEAD")
+    changed = [line[3:] for line in git("status", "--porcelain", "--", ".", *_RESULTS).splitlines()]
     branch = _branch(commit)
     known = {
         "mlflow.runName": execution.experiment or " ".join(filter(None, (branch, commit[:7]))) or Path.cwd().name,
@@ -49,34 +49,19 @@ def tags(execution: Execution, params: Mapping[str, str]) -> dict[str, str]:
 
 
 def _branch(commit: str) -> str:
-    """The branch, also where an experiment has detached it: the one whose tip the commit is."""
-    here = _git("branch", "--show-current")
-    return (
-        here
-        or _git("for-each-ref", "--points-at", commit, "--format=%(refname:short)", "refs/heads").partition("\n")[0]
-    )
+    """The branch; an experiment has detached it or works in a copy without any, so there one that ends in `commit`."""
+    tips = ("for-each-ref", "--points-at", commit, "--format=%(refname:short)", "refs/heads")
+    return git("branch", "--show-current") or git("-C", str(paths.original_root()), *tips).partition("\n")[0]
 
 
 def _overrides(params: Mapping[str, str]) -> str:
     """The params that differ from the commit's, as `dvc exp run` takes them: "-S epochs=2 -S model.width=8"."""
-    committed = yaml_values.flat(yaml_values.load(_git("show", f"HEAD:./{paths.PARAMS.as_posix()}")))
+    committed = yaml_values.flat(yaml_values.load(git("show", f"HEAD:./{paths.PARAMS.as_posix()}")))
     return " ".join(
         f"-S {name}={value}"
         for name, value in params.items()
         if name not in committed or not yaml_values.same(committed[name], value)
     )
-
-
-def _git(*arguments: str) -> str:
-    """What git prints; empty without git, outside a repository, before the first commit."""
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # a status must not make the user's own git wait
-    try:
-        done = subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, timeout=5, env=environment, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.rstrip() if done.returncode == 0 else ""
 
 
 def _version(package: str) -> str:

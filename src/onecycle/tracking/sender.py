@@ -20,11 +20,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from onecycle import paths
 from onecycle.tracking.collect import STAGES
 from onecycle.tracking.describe import description
 from onecycle.tracking.execution import Process
 from onecycle.tracking.filling import fill_in
+from onecycle.tracking.git import final_lock
 from onecycle.tracking.journal import Entry, Journal, all_journals
 from onecycle.tracking.redaction import without_secrets
 from onecycle.tracking.store import EXPERIMENT_PREFIX, DeletedRowError, Store, StoreError, connect
@@ -33,6 +33,8 @@ from onecycle.tracking.system import SystemMetrics
 
 POLL_SECONDS = 0.2
 RETRY_SECONDS = 10.0
+COLLECT_SECONDS = 20.0
+"""How long DVC may take to fetch a queued experiment from its temporary folder after its end."""
 
 
 class Sender:
@@ -42,8 +44,9 @@ class Sender:
         self.journal = journal
         self.summary = Summary()
         self._read = 0  # bytes taken into the summary
-        self._lock: bytes | None = None  # dvc.lock as it was last seen
         self._store: Store | None = None
+        self._known_params: dict[str, str] = {}  # by the store, from this process
+        self._known_tags: dict[str, str] = {}
         self._sent = replace(journal.sent(), sender=Process.current(), trouble=None)
         journal.acknowledge(self._sent)
 
@@ -75,8 +78,6 @@ class Sender:
         for entry, end in self.journal.entries(self._read):
             self.summary.add([entry])
             self._read = end
-        with suppress(FileNotFoundError):
-            self._lock = (Path(self.summary.workspace) / paths.DVC_LOCK).read_bytes()
         if self.summary.running and not self._alive(self.summary.running[1]):
             self.journal.append("close", stage=self.summary.running[0], status="KILLED", durable=True)
             self.read()
@@ -87,19 +88,24 @@ class Sender:
             seconds = int(time.time() - self.summary.started / 1000)
             self.journal.append("metrics", stage=self.summary.running[0], values=values, step=seconds)
 
-    def finish(self) -> None:
+    def finish(self) -> bool:
         """Add what shows only when the command has ended: its dvc.lock, and later stages whose results DVC kept.
 
-        A temporary experiment's folder is gone by then, so its dvc.lock is what was last seen there.
+        Returns:
+            False when DVC has still to put the experiment where its dvc.lock can be read.
         """
-        summary, workspace = self.summary, Path(self.summary.workspace)
-        by_hand = summary.execution is None or summary.execution.command is None
-        if by_hand or summary.status != "FINISHED" or "dvc.lock" in summary.tags or self._lock is None:
-            return
+        summary, execution = self.summary, self.summary.execution
+        if not execution or not execution.command or summary.status != "FINISHED" or "dvc.lock" in summary.tags:
+            return True
+        workspace = Path(summary.workspace)
+        lock = final_lock(workspace, execution.experiment, execution.baseline)
+        if not lock:
+            return workspace.exists()
         with suppress(FileNotFoundError):  # the next command is at work there already
             fill_in(self.journal, [stage for stage in STAGES if stage not in summary.stages], summary.params, workspace)
-        self.journal.append("tags", stage="", values={"dvc.lock": hashlib.sha256(self._lock).hexdigest()})
+        self.journal.append("tags", stage="", values={"dvc.lock": hashlib.sha256(lock.encode()).hexdigest()})
         self.read()
+        return True
 
     def push(self) -> None:
         """Send what was read since the last time.
@@ -109,10 +115,13 @@ class Sender:
         """
         if self._sent.offset >= self._read:
             return
+        known = self._store is not None
         try:
             self._deliver(self._store or self._connected())
         except StoreError as trouble:
-            self._store = None  # look again where the row is, if it still is
+            self._store = None
+            if known:  # look again where the row is, and whether it still is
+                return self.push()
             self._acknowledge(trouble=str(trouble))
             raise
         except DeletedRowError:  # by a person, in the UI: let it be
@@ -129,7 +138,7 @@ class Sender:
         elif self._sent.store != store.identity:
             self._acknowledge(offset=0)
         self._acknowledge(store=store.identity, run_id=run_id)
-        self._store = store
+        self._store, self._known_params, self._known_tags = store, {}, {}
         return store
 
     def _deliver(self, store: Store) -> None:
@@ -138,12 +147,14 @@ class Sender:
         """
         run_id, summary = self._sent.run_id, self.summary
         entries = [entry for entry, end in self.journal.entries(self._sent.offset) if end <= self._read]
+        tags = {**summary.tags, "dvc.stages": _stages(summary), "mlflow.note.content": description(summary)}
         store.log(
             run_id,
             metrics=[metric for entry in entries for metric in _metrics(entry)],
-            params=summary.params,
-            tags={**summary.tags, "dvc.stages": _stages(summary), "mlflow.note.content": description(summary)},
+            params=dict(summary.params.items() - self._known_params.items()),
+            tags=dict(tags.items() - self._known_tags.items()),
         )
+        self._known_params, self._known_tags = dict(summary.params), tags
         for entry in entries:
             if entry["event"] == "dataset":
                 store.dataset(run_id, **entry["dataset"])
@@ -168,24 +179,25 @@ def follow(journal: Journal) -> bool:
     sender = Sender(journal)
     backlog = [other for other in all_journals() if other.folder != journal.folder]
     system: SystemMetrics | None = None
-    retry_at = 0.0
+    retry_at, finish_by = 0.0, float("inf")
     while not sender.store_is_lost():
         sender.read()
-        over = sender.over
-        if over:
-            sender.finish()
+        now = time.monotonic()
+        finished = False
+        if sender.over:
+            finish_by = min(finish_by, now + COLLECT_SECONDS)
+            finished = sender.finish() or now > finish_by
         elif sender.connected:
             system = system or SystemMetrics()
             sender.note(system)
-        now = time.monotonic()
-        if now >= retry_at or over:
+        if now >= retry_at:
             try:
                 sender.push()
                 if backlog:
                     send(backlog.pop())
             except StoreError:
                 retry_at = now + RETRY_SECONDS
-        if over:
+        if finished:
             if sender.done:
                 journal.remove()
             return False

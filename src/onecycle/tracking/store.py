@@ -148,11 +148,11 @@ def connect(experiment: str) -> Store:
     uri = current_uri()
     client = _client(uri)
     with _guarded():
-        found = _experiment(client, experiment, None if urlsplit(uri).scheme.startswith("http") else _artifacts())
+        found = _experiment(client, experiment, None if urlsplit(uri).scheme.startswith("http") else artifact_root())
     if found.lifecycle_stage == "deleted":
         advice = f"`mlflow experiments restore --experiment-id {found.experiment_id}` brings it back"
         raise StoreError(f"the experiment {experiment} was deleted; {advice}")
-    if uri == default_uri() and found.artifact_location != _artifacts():
+    if uri == default_uri() and found.artifact_location != artifact_root():
         raise StoreError(
             f"mlflow.db keeps its artifacts in {found.artifact_location}, so this workspace was moved or copied; "
             "`onecycle sync --relocate` mends it"
@@ -178,13 +178,14 @@ def _client(uri: str) -> MlflowClient:
     with _guarded():
         file = _sqlite_file(uri)
         if file is not None:
-            _prepare(file)
+            prepare(file)
         from mlflow import MlflowClient
 
         return MlflowClient(uri, uri)
 
 
-def _artifacts() -> str:
+def artifact_root() -> str:
+    """Where artifacts are kept: `mlartifacts/` in the original workspace, as an absolute address."""
     return (paths.original_root() / "mlartifacts").as_uri()
 
 
@@ -208,7 +209,7 @@ def _sqlite_file(uri: str) -> Path | None:
     return Path(unquote(parts.path[1:])) if parts.scheme == "sqlite" and len(parts.path) > 1 else None
 
 
-def _prepare(file: Path) -> None:
+def prepare(file: Path) -> None:
     """Make sure that a SQLite store exists whole, and can be read, before MLflow opens it.
 
     MLflow would create it in place: two processes at once fail, and a kill leaves it broken for good. So it is built
@@ -230,7 +231,7 @@ def _create(file: Path) -> None:
         left_over.unlink()
     new = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     store = SqlAlchemyStore(  # type: ignore[no-untyped-call]
-        f"sqlite:///{quote(str(new))}", _artifacts()
+        f"sqlite:///{quote(str(new))}", artifact_root()
     )
     store.engine.dispose()
     with closing(sqlite3.connect(new)) as connection:

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
 
 def load(text: str | bytes) -> dict[str, Any]:
     """A YAML document whose top is a mapping; empty for any other.
@@ -17,6 +15,8 @@ def load(text: str | bytes) -> dict[str, Any]:
     Raises:
         ValueError: it is no YAML.
     """
+    import yaml  # type: ignore[import-untyped]  # here, since most stages need none
+
     try:
         tree = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError as error:

@@ -1,0 +1,36 @@
+"""What git knows. Never asks for a remote's address, which may hold a password."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+from onecycle import paths
+
+
+def git(*arguments: str, strip: bool = True) -> str:
+    """What git prints; empty without git, outside a repository, before the first commit."""
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # a status must not make the user's own git wait
+    command = ["git", *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, env=environment, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    if done.returncode != 0:
+        return ""
+    return done.stdout.rstrip() if strip else done.stdout
+
+
+def final_lock(workspace: Path, experiment: str | None, baseline: str | None) -> str:
+    """The dvc.lock that a command left which has ended; empty when there is none (yet).
+
+    A temporary experiment's folder goes after its end; DVC has then made a commit of it.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return (workspace / paths.DVC_LOCK).read_text(encoding="utf-8")
+    if not (experiment and baseline):
+        return ""
+    commit = f"refs/exps/{baseline[:2]}/{baseline[2:]}/{experiment}"
+    return git("-C", str(paths.original_root()), "show", f"{commit}:./{paths.DVC_LOCK}", strip=False)
