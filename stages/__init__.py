@@ -8,3 +8,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+from onecycle.tracking.execution import end_with_dvc
+
+end_with_dvc()  # before a stage's imports, which take seconds: a stage whose dvc is gone must not go on

@@ -22,7 +22,9 @@ def main(params: Params, row: Row) -> None:
     classifier, model_file = load_classifier(paths.MODEL)
     if model_file.classes != dataset.classes:
         raise UserError(f"{paths.MODEL} knows other classes than {paths.DATASET}; run `dvc repro evaluate`")
-    place = device.select(params.train).device
+    if params.runtime.allocator:
+        device.keep_buffers_mapped()
+    place = device.select_device(params.train)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # all 23 bits of fp32
     classifier = classifier.to(place)
     images, labels, batch_size = dataset.test_images, dataset.test_labels, params.evaluate.batch_size

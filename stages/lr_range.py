@@ -11,6 +11,7 @@ from onecycle.device import InPrecision
 from onecycle.lr_range import range_test, suggest
 from onecycle.optimizer import build_optimizer
 from onecycle.params import Params
+from onecycle.png import save_png
 from onecycle.preparation import prepare
 from onecycle.stage import run
 from onecycle.tracking import Row
@@ -35,7 +36,7 @@ def main(params: Params, row: Row) -> None:
     frame = curve.to_frame(params.lr_range.smoothing)
     frame.to_csv(paths.LR_RANGE_CURVE, index=False, lineterminator="\n")
     paths.LR_RANGE_SUGGESTION.write_text(json.dumps(asdict(suggestion), indent=2) + "\n", encoding="utf-8")
-    figures.save_png(figures.lr_range_figure(frame, asdict(suggestion)), paths.LR_RANGE_PNG)
+    save_png(figures.lr_range_figure(frame, asdict(suggestion)), paths.LR_RANGE_PNG)
     if suggestion.accepted:
         source = f"{suggestion.method} {suggestion.criterion}"
         print(f"LRMAX {suggestion.max_lr:.3g}, LRMIN {suggestion.min_lr:.3g} ({source})")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from onecycle import paths
-from onecycle.figures import save_png
 from onecycle.params import Params
+from onecycle.png import save_png
 from onecycle.report import figures, page, read
 from onecycle.stage import run
 from onecycle.tracking import Row

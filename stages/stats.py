@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from onecycle import data, paths
-from onecycle.image_grid import image_grid, save_png
+from onecycle.image_grid import image_grid
 from onecycle.params import Params
+from onecycle.png import save_png
 from onecycle.stage import run
 from onecycle.tracking import Row
 

@@ -4,10 +4,12 @@ import json
 
 import torch
 
-from onecycle import data, history, image_grid, paths
+from onecycle import data, history, paths
 from onecycle.checkpoint import Checkpoints, code_of, identity
+from onecycle.image_grid import image_grid
 from onecycle.model import save_classifier, summarise
 from onecycle.params import Params, flatten
+from onecycle.png import save_png
 from onecycle.preparation import Prepared, prepare
 from onecycle.resuming import train_to_end
 from onecycle.schedule import Schedule, one_cycle, peak_rate
@@ -49,7 +51,7 @@ def _write(training: Run, prepared: Prepared, schedule: Schedule, params: Params
     paths.TRAIN_METRICS.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     paths.MODEL_SUMMARY.write_text(summarise(prepared.classifier) + "\n", encoding="utf-8")
     title = "A training image of each class, and what four epochs make of it"
-    image_grid.save_png(image_grid.image_grid(samples, classes, title, break_after=1), paths.AUGMENTED_PNG)
+    save_png(image_grid(samples, classes, title, break_after=1), paths.AUGMENTED_PNG)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,8 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workspace(pipeline: Path, tmp_path: Path) -> Path:
-    """A copy of `pipeline` to change and rerun stages in; with a cache, tracking store and history of its own."""
+    """A copy of `pipeline` to change and rerun stages in, with a cache of its own and nothing tracked yet."""
     target = tmp_path / "repo"
-    shutil.copytree(pipeline, target, symlinks=True)
+    tracked = shutil.ignore_patterns("mlflow.db*", "mlartifacts", ".state")
+    shutil.copytree(pipeline, target, symlinks=True, ignore=tracked)
     return target

@@ -84,6 +84,15 @@ def test_flipped_byte_is_refused(tmp_path: Path, place: int) -> None:
         read_bytes(tmp_path, bytes(damaged))
 
 
+def test_overwritten_gzip_is_refused_wherever_it_is_damaged(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 7, (12, 3072), np.uint8)  # random enough, and yet compressed
+    contents = CONTENTS | {"data_batch_1": pickled(batch(1) | {b"data": pixels})}
+    content = packed(contents)
+    for place in range(0, len(content) // 3, 397):
+        with pytest.raises(ArchiveError):
+            read_bytes(tmp_path, content[:place] + b"\xff\xff\xff" + content[place + 3 :], md5_of(contents))
+
+
 def test_html_page_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match=r"no whole \.tar\.gz"):
         read_bytes(tmp_path, b"<!doctype html><title>503</title>")

@@ -345,7 +345,7 @@ def test_metrics_start_without_torch() -> None:
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> data.Dataset:
-    """A folder in which evaluate can run: 60 digits to test, an untrained network. Returns its data set."""
+    """A folder in which evaluate can run: 60 digits to test, a network that knows some. Returns its data set."""
     root = Path(__file__).parents[1]
     monkeypatch.syspath_prepend(root)
     shipped = params.load(root / paths.PARAMS)
@@ -356,8 +356,13 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> data.Dataset:
     model = shipped.model.model_copy(update={"width": 4})
     paths.MODEL.parent.mkdir()
     classifier = build_classifier(model, 10, [0.3] * 3, [0.4] * 3)
-    for _ in range(30):  # batch norm's statistics, without which an untrained network knows one class only
-        classifier.logits(torch.from_numpy(dataset.test_images))
+    images, labels = torch.from_numpy(dataset.test_images), torch.from_numpy(dataset.test_labels)
+    for _ in range(15):  # plain gradient descent, until it predicts more than one class
+        loss = nn.functional.cross_entropy(classifier.logits(images), labels)
+        gradients = torch.autograd.grad(loss, list(classifier.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(classifier.parameters(), gradients, strict=True):
+                parameter -= 0.1 * gradient
     save_classifier(paths.MODEL, classifier.state_dict(), model, dataset.classes)
     return dataset
 

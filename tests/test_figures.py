@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from report_case import ACCEPTED, REFUSED, range_curve, report_inputs
 
 from onecycle.data import Dataset
-from onecycle.figures import METHODS, loss_limits, lr_range_figure, save_png
+from onecycle.figures import METHODS, loss_limits, lr_range_figure
+from onecycle.png import save_png
 from onecycle.report import figures
 
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from onecycle.download import digits
-from onecycle.image_grid import DPI, SCALE, image_grid, save_png
+from onecycle.image_grid import DPI, SCALE, image_grid
+from onecycle.png import save_png
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,8 @@ import pandas as pd
 import pytest
 import torch
 import torch_lr_finder
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -43,15 +45,15 @@ class Digits(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             *(nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(16, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(4)),
-            *(nn.Flatten(), nn.Linear(32, 10)),
+            *(nn.Conv2d(16, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU()),
+            *(nn.Flatten(), nn.Linear(512, 10)),
         )
 
     def forward(self, images: Tensor) -> Tensor:
         return self.layers(images[:, None].float() / 16)
 
 
-def digits(batch_size: int = 64, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+def digits(batch_size: int = 128, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless shuffled batches."""
     source = load_digits()
     images, labels = torch.from_numpy(source.images).to(torch.uint8), torch.from_numpy(source.target)
@@ -71,7 +73,7 @@ def fresh(kind: str = "adam", seed: int = 0) -> tuple[nn.Module, torch.optim.Opt
     return network, torch.optim.Adam(groups) if kind == "adam" else torch.optim.SGD(groups, momentum=0.9)
 
 
-def sweep(kind: str = "adam", seed: int = 0, batch_size: int = 64, **changes: object) -> Curve:
+def sweep(kind: str = "adam", seed: int = 0, batch_size: int = 128, **changes: object) -> Curve:
     network, optimizer = fresh(kind, seed)
     return range_test(network, optimizer, F.cross_entropy, digits(batch_size, seed), lr_range(**changes), CPU)
 
@@ -85,11 +87,11 @@ def real_curve() -> Curve:
 
 
 def test_the_curve_is_that_of_a_sweep_written_out_by_hand() -> None:
-    curve = sweep(iterations=20)
+    curve = sweep(iterations=20, end_lr=0.01)
 
     network, optimizer = fresh()
     expected = []
-    for rate, (images, labels) in zip(np.geomspace(SHIPPED.start_lr, SHIPPED.end_lr, 20), digits(), strict=False):
+    for rate, (images, labels) in zip(np.geomspace(SHIPPED.start_lr, 0.01, 20), digits(), strict=False):
         for group in optimizer.param_groups:
             group["lr"] = rate
         logits = network(images)
@@ -132,7 +134,7 @@ def interrupted(_: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", ["adam", "sgd"])
 @pytest.mark.parametrize("ending", ["complete", "diverged", "nan", "inf", "interrupted"])
 def test_everything_is_as_it_was_however_the_sweep_ends(ending: str, kind: str) -> None:
-    changes = {"start_lr": 1.0, "end_lr": 1e9} if ending == "diverged" else {}
+    changes = {"start_lr": 1.0, "end_lr": 1e9} if ending == "diverged" else {"end_lr": 0.01}
     loss = {
         "complete": F.cross_entropy,
         "diverged": F.cross_entropy,
@@ -308,6 +310,15 @@ def test_the_way_down_from_a_spike_is_not_taken_for_learning() -> None:
     assert suggest(curve, params, 10).max_lr == pytest.approx(1e-3, rel=0.13)
 
 
+def test_what_follows_a_breakdown_is_not_read() -> None:
+    def wreck(x: np.ndarray) -> np.ndarray:
+        return np.interp(x, [-5, -4, -3, -2.5, -2, -1, -0.5, 0], [2.2, 2.2, 1.7, 1.6, 2.2, 2.2, 0.5, 2.2])
+
+    max_lr = suggest(*drawn(wreck), 10).max_lr
+    assert max_lr is not None
+    assert 1e-4 < max_lr < 1e-2
+
+
 # the suggestion, where there is none
 
 
@@ -354,6 +365,36 @@ def test_a_suggestion_is_the_file_it_becomes() -> None:
         assert list(json.loads(json.dumps(asdict(suggestion), allow_nan=False))) == keys
 
 
+def test_a_tenth_below_the_range_is_no_answer() -> None:
+    curve, params = drawn(lambda x: np.interp(x, [-5, -4.4, -4, -3], [2.2, 2.2, 1.5, 2.2]), method="minimum_over_ten")
+    suggestion = suggest(curve, params, 10)
+    assert "low edge" in (suggestion.reason or "")
+    assert "Lower lr_range.start_lr" in (suggestion.advice or "")
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    steps=st.integers(0, 60),
+    iterations=st.sampled_from([20, 60]),
+    smoothing=st.sampled_from([0.0, 0.5, 2.0, 10.0]),
+    method=st.sampled_from(METHODS),
+    criterion=st.sampled_from(["loss", "accuracy"]),
+)
+@settings(max_examples=500, deadline=None, derandomize=True)
+def test_a_random_walk_gets_a_rate_inside_its_range_or_a_reason(
+    seed: int, steps: int, iterations: int, smoothing: float, method: str, criterion: str
+) -> None:
+    random = np.random.default_rng(seed)
+    loss = np.abs(2.5 + np.cumsum(random.standard_t(2, min(steps, iterations))) * random.choice([0.01, 0.1, 1]))
+    rate = np.geomspace(SHIPPED.start_lr, SHIPPED.end_lr, iterations)[: loss.size]
+    params = lr_range(iterations=iterations, smoothing=smoothing, method=method, criterion=criterion)
+    suggestion = suggest(Curve(rate, loss, np.exp(-loss), classes=10), params, 10)
+    if suggestion.max_lr is None:
+        assert suggestion.reason and suggestion.advice
+    else:
+        assert rate[0] < suggestion.max_lr < rate[-1]
+
+
 def cut_short(curve: Curve, at: int) -> Curve:
     return Curve(curve.learning_rate[:at], curve.loss[:at], curve.accuracy[:at], curve.classes)
 
@@ -372,7 +413,7 @@ def test_a_blow_up_in_mid_descent_leaves_only_the_careful_methods() -> None:
     curve, params = drawn(lambda x: 2.3 - ((x + 5) / 5) ** 3)
     curve = cut_short(curve, 90)
     refused = suggest(curve, params, 10)
-    assert "ever faster until training blew up at a rate of 0.3" in (refused.reason or "")
+    assert "fell until training blew up, at a rate of 0.313" in (refused.reason or "")
     assert "minimum_over_ten" in (refused.advice or "")
     careful = suggest(curve, params.model_copy(update={"method": "minimum_over_ten"}), 10)
     assert careful.max_lr == pytest.approx(curve.learning_rate[-1] / 10, rel=0.13)

@@ -217,6 +217,7 @@ def test_names_are_escaped(inputs: ReportInputs) -> None:
 def test_confusion_rows_are_the_counts(inputs: ReportInputs) -> None:
     rows = confusion_rows(inputs.confusion, inputs.classes)
     counts = np.array([[cell.images for cell in cells] for _, cells in rows])
+    assert counts.ravel().tolist() == inputs.confusion["count"].tolist(), "true classes are the rows"
     assert counts.sum() == inputs.metrics["n"]
     assert counts.trace() == inputs.metrics["n"] - inputs.metrics["wrong"]
     off_diagonal = [cell.strength for _, cells in rows for cell in cells if not cell.correct]

@@ -219,7 +219,7 @@ def test_l1_is_the_sum_of_decayed_weights(small_params: MakeParams) -> None:
         layer.bias.fill_(100.0)
     penalty = l1_penalty(layer, small_params(**{"optimizer.l1": 0.5}).optimizer)
     assert penalty is not None
-    assert float(penalty) == 5.0
+    assert penalty.item() == 5.0
     assert l1_penalty(layer, small_params().optimizer) is None
 
 

@@ -50,6 +50,12 @@ def select(train: TrainParams) -> Compute:
     Raises:
         UserError: a device or precision is asked for that this machine lacks.
     """
+    device = select_device(train)
+    return Compute(device, _precision(train.precision, device.type))
+
+
+def select_device(train: TrainParams) -> torch.device:
+    """As `select`, for what computes in fp32 whatever the precision of training."""
     kind = _kind(train.device)
     if train.threads:
         torch.set_num_threads(train.threads)
@@ -59,7 +65,7 @@ def select(train: TrainParams) -> Compute:
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    return Compute(torch.device(kind), _precision(train.precision, kind))
+    return torch.device(kind)
 
 
 def _kind(wanted: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, Final
 
 import matplotlib as mpl
@@ -17,7 +16,6 @@ import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 BLUE: Final = "#0072b2"
@@ -58,19 +56,13 @@ _STYLE: Final[dict[str, Any]] = {
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
     "legend.frameon": False,
+    "figure.dpi": 144,
 }
 
 
 def style() -> AbstractContextManager[None]:
     """Draw with this project's settings inside the `with` block, whatever the user's matplotlibrc says."""
     return mpl.style.context(_STYLE, after_reset=True)
-
-
-def save_png(figure: Figure, path: Path) -> None:
-    """Write `figure` to `path` as a PNG: the same figure gives the same bytes (no date, no version in it)."""
-    FigureCanvasAgg(figure)
-    with style():
-        figure.savefig(path, format="png", dpi=144, facecolor="white", metadata={"Software": None})
 
 
 def lr_range_figure(curve: pd.DataFrame, suggestion: Mapping[str, Any]) -> Figure:
@@ -115,9 +107,7 @@ def loss_limits(curve: pd.DataFrame) -> tuple[float, float]:
     return low - margin, start + margin
 
 
-def _mark(
-    axes: Axes, suggestion: Mapping[str, Any], rate: np.ndarray, smoothed: np.ndarray, *, labelled: bool
-) -> None:
+def _mark(axes: Axes, suggestion: Mapping[str, Any], rate: np.ndarray, smoothed: np.ndarray, *, labelled: bool) -> None:
     for row, (name, key, line) in enumerate((("LRMAX", "max_lr", "-"), ("LRMIN", "min_lr", "--"))):
         value = float(suggestion[key])
         axes.axvline(value, color=INK, linestyle=line, linewidth=1)

@@ -9,12 +9,10 @@ Every image pixel becomes a square of screen pixels, so nothing is smoothed and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib.style
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from onecycle.data import Images
@@ -82,10 +80,3 @@ def image_grid(
         for y, text in zip(tops, row_labels, strict=True):
             write(lefts[0] - 14, y + height / 2, text, size=9.5, color=INK, ha="right")
     return figure
-
-
-def save_png(figure: Figure, path: Path) -> None:
-    """Write `figure` at its own resolution; the same figure gives the same bytes (no date, no version)."""
-    FigureCanvasAgg(figure)
-    with matplotlib.style.context({}, after_reset=True):
-        figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})

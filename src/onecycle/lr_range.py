@@ -27,14 +27,14 @@ from onecycle.params import LRRangeParams
 
 Array = NDArray[np.float64]
 
-FALL, FALL_IN_NOISE = 0.05, 6.0
+FALL, FALL_IN_ERRORS = 0.05, 5.0
 """A curve must fall by this share of its start, and by so many of its standard errors, to tell rates apart."""
 
-BEND, BEND_IN_NOISE = 0.05, 2.0
-"""A descent begins, or ends, where the curve leaves the straight line by this share of its fall, and so many errors."""
+BEND, BEND_IN_ERRORS = 0.05, 2.0
+"""It bends where it leaves a straight line by this share of its fall, and by so many standard errors."""
 
 BLOWN_UP = 2.0
-"""A loss of so many times the first is no bad luck with a batch: training came apart."""
+"""A loss of so many times the first is no bad luck with a batch: training broke down."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +57,9 @@ class Curve:
     classes: int
 
     def __post_init__(self) -> None:
-        columns = (self.learning_rate, self.loss, self.accuracy)
-        if any(column.shape != (len(self),) for column in columns):
+        if not self.learning_rate.shape == self.loss.shape == self.accuracy.shape == (len(self),):
             raise ValueError("a curve takes three arrays of one length")
-        if not np.isfinite(columns).all():
+        if not np.isfinite([self.learning_rate, self.loss, self.accuracy]).all():
             raise ValueError("a curve takes finite values only")
         if (np.diff(self.learning_rate, prepend=0.0) <= 0).any():
             raise ValueError("a curve takes positive learning rates that grow")
@@ -75,25 +74,16 @@ class Curve:
         confidence, at almost any rate, is the steepest part of many a curve and says nothing about learning. The cut
         takes it away, and so it does the spikes of a blow-up, which smoothing would smear over the steps around.
         """
-        if criterion == "accuracy":
-            cut = np.maximum(self.accuracy, 1 / self.classes)
-        else:
-            cut = np.minimum(self.loss, math.log(self.classes))
+        blind_loss, blind_accuracy = math.log(self.classes), 1 / self.classes
+        cut = np.minimum(self.loss, blind_loss) if criterion == "loss" else np.maximum(self.accuracy, blind_accuracy)
         # Reflected ends weigh no step more than twice; repeated ends would give half of all weight to the last one.
         return np.asarray(gaussian_filter(cut, smoothing, mode="reflect")) if len(self) else cut
 
     def to_frame(self, smoothing: float) -> pd.DataFrame:
         """Columns iteration (from 0), learning_rate, loss, accuracy, smoothed_loss, smoothed_accuracy; n rows."""
-        return pd.DataFrame(
-            {
-                "iteration": np.arange(len(self)),
-                "learning_rate": self.learning_rate,
-                "loss": self.loss,
-                "accuracy": self.accuracy,
-                "smoothed_loss": self.smoothed("loss", smoothing),
-                "smoothed_accuracy": self.smoothed("accuracy", smoothing),
-            }
-        )
+        steps = {"iteration": np.arange(len(self)), "learning_rate": self.learning_rate}
+        raw = {"loss": self.loss, "accuracy": self.accuracy}
+        return pd.DataFrame(steps | raw | {f"smoothed_{name}": self.smoothed(name, smoothing) for name in raw})
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, classes: int) -> Curve:
@@ -122,10 +112,6 @@ class _Recorder:
         accuracy = (logits.argmax(dim=1) == labels).float().mean().item()
         self.steps.append((float(self._optimizer.param_groups[0]["lr"]), value, accuracy))
         return loss
-
-    def curve(self) -> Curve:
-        rate, loss, accuracy = np.array(self.steps, dtype=np.float64).reshape(-1, 3).T
-        return Curve(rate, loss, accuracy, self.classes)
 
 
 def range_test(
@@ -159,12 +145,9 @@ def range_test(
     finder = LRFinder(network, optimizer, recorder, device)
     try:
         with _quiet(), suppress(_NotFiniteError):
+            steps = TrainDataLoaderIter(batches, auto_reset=False)
             finder.range_test(
-                TrainDataLoaderIter(batches, auto_reset=False),
-                start_lr=lr_range.start_lr,
-                end_lr=lr_range.end_lr,
-                num_iter=lr_range.iterations,
-                smooth_f=0,
+                steps, start_lr=lr_range.start_lr, end_lr=lr_range.end_lr, num_iter=lr_range.iterations, smooth_f=0
             )
     except StopIteration:
         raise ValueError(f"the range test got {len(recorder.steps)} batches, it takes {lr_range.iterations}") from None
@@ -172,15 +155,14 @@ def range_test(
         finder.reset()
         optimizer.zero_grad()
         network.train(training)
-    return recorder.curve()
+    rate, values, accuracy = np.array(recorder.steps, dtype=np.float64).reshape(-1, 3).T
+    return Curve(rate, values, accuracy, recorder.classes)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the finder from drawing its bar into log files and printing hints for notebooks; it has no switch for it.
-
-    Redirecting the process's output instead would swallow what other threads say meanwhile.
-    """
+    """Keep the finder's bar out of log files, and its hints for notebooks out of everything; it has no switch."""
+    # Redirecting the process's output instead would swallow what other threads say meanwhile.
     bar = lr_finder.tqdm
     lr_finder.tqdm = partial(bar, disable=None)  # tqdm's word for: on a terminal only
     lr_finder.print = lambda *_: None
@@ -195,10 +177,8 @@ def _quiet() -> Iterator[None]:
 class Suggestion:
     """A rate to train with, or why there is none; `dataclasses.asdict` of it is suggestion.json.
 
-    Attributes:
-        max_lr: peak rate of the cycle; None if refused.
-        min_lr: its first rate, max_lr / div_factor; None if refused.
-        reason, advice: a sentence each if refused, else None.
+    `max_lr` is the peak rate of the cycle, `min_lr` its first, max_lr / div_factor. A refusal has None for both, and a
+    sentence each as reason and advice.
     """
 
     accepted: bool
@@ -210,99 +190,84 @@ class Suggestion:
     advice: str | None
 
 
-class _RefusedError(Exception):
-    """The curve holds no answer. Takes reason and advice."""
-
-
 def suggest(curve: Curve, lr_range: LRRangeParams, div_factor: float) -> Suggestion:
     """Read a peak rate from a sweep, or say why it holds none.
 
-    What is read is `Curve.smoothed`, for the accuracy as error = 1 − accuracy. The methods:
+    What is read is the loss of `Curve.smoothed`, or the error, 1 − its accuracy. `lr_range.method` is one of
 
-    - steepest: the rate of steepest descent to a new low, per natural logarithm of the rate.
-    - valley: the middle of the longest descent; fastai's default (`valley` in fastai/callback/schedule.py).
-    - minimum_over_ten: a tenth of the best point's rate; fastai's `minimum`.
+    - steepest: the rate of steepest descent to a new low, per natural logarithm of the rate;
+    - valley: the middle of the longest descent, fastai's default (`valley` in fastai/callback/schedule.py);
+    - minimum_over_ten: a tenth of the best point's rate, fastai's `minimum`.
 
-    An edge is never the answer: the descent must begin inside the range, and end there too (for the last two methods,
-    a blow-up is an end as well). Margins of two standard deviations of the smoothing count as edge.
-
-    Args:
-        curve: what `range_test` returned.
-        lr_range: what it was called with, and how to read it: method, criterion and smoothing.
-        div_factor: max_lr / min_lr.
+    The descent must visibly begin inside the range, and end there (a blow-up ends it for the last two methods only);
+    an edge, two standard deviations of the smoothing wide, is never the answer. `div_factor` is max_lr / min_lr.
     """
-    method, criterion = lr_range.method, lr_range.criterion
-    try:
-        max_lr = _peak_rate(curve, lr_range)
-    except _RefusedError as refusal:
-        reason, advice = refusal.args
-        return Suggestion(False, None, None, method, criterion, reason, advice)
-    return Suggestion(True, max_lr, max_lr / div_factor, method, criterion, None, None)
 
+    def refused(reason: str, advice: str) -> Suggestion:
+        return Suggestion(False, None, None, lr_range.method, lr_range.criterion, reason, advice)
 
-def _peak_rate(curve: Curve, lr_range: LRRangeParams) -> float:
-    """The rate that `lr_range.method` finds in `curve`. Raises _RefusedError."""
-    rate, steps, smoothing = curve.learning_rate, len(curve), lr_range.smoothing
+    rate, steps, width = curve.learning_rate, len(curve), lr_range.smoothing
+    margin = max(1, math.ceil(2 * width))
     stopped = steps < lr_range.iterations
     lower = f"Lower lr_range.start_lr, for example to {_plain(lr_range.start_lr / 10)}."
     lower_both = f"Lower lr_range.start_lr, for example to {_plain(lr_range.start_lr / 100)}, and end_lr with it."
-    higher = f"Raise lr_range.end_lr, for example to {_plain(lr_range.end_lr * 10)}."
+    higher = f"Raise lr_range.end_lr, for example to {_plain(lr_range.end_lr * 10)}"
 
     if steps == 0:
-        raise _RefusedError(
-            "The loss is NaN or infinite before the first step, so no rate is to blame.",
-            "Look at the images in results/stats/samples.png, and try train.precision fp32.",
-        )
-    margin = max(1, math.ceil(2 * smoothing))
+        advice = "Look at the images in results/stats/samples.png, and try train.precision fp32."
+        return refused("The loss is NaN or infinite before the first step, so no rate is to blame.", advice)
+    if stopped and steps < 2 * margin + 3:
+        return refused(f"Training blew up after {steps} steps, at a rate of {_plain(rate[-1])}.", lower_both)
     if steps < 2 * margin + 3:
-        if stopped:
-            raise _RefusedError(f"Training blew up after {steps} steps, at a rate of {_plain(rate[-1])}.", lower_both)
-        raise _RefusedError(
-            f"{steps} steps are too few to be smoothed over {_plain(smoothing)} of them.",
-            "Raise lr_range.iterations or lower lr_range.smoothing.",
-        )
+        advice = "Raise lr_range.iterations or lower lr_range.smoothing."
+        return refused(f"{steps} steps are too few to be smoothed over {_plain(width)} of them.", advice)
 
-    smoothed, name = curve.smoothed(lr_range.criterion, smoothing), "loss"
+    smoothed, name = curve.smoothed(lr_range.criterion, width), "loss"
     if lr_range.criterion == "accuracy":
         smoothed, name = 1 - smoothed, "error"
-    start, lowest = float(smoothed[0]), float(smoothed.min())
-    noise = _noise(curve.smoothed(lr_range.criterion, 0), smoothing)
-    if start - lowest < max(FALL * start, FALL_IN_NOISE * noise):
+    error = _standard_error(curve.smoothed(lr_range.criterion, 0), width)
+    record = np.minimum.accumulate(smoothed)
+    fall = smoothed[0] - record
+    enough = max(FALL * smoothed[0], FALL_IN_ERRORS * error)
+    if fall[-1] < enough:
         if stopped or curve.loss.max() > BLOWN_UP * curve.loss[0]:
             worst = _plain(rate[curve.loss.argmax()])
-            raise _RefusedError(f"Training blew up, at a rate of {worst}, before the {name} fell.", lower_both)
-        raise _RefusedError(f"The {name} falls from {start:.3f} to {lowest:.3f} only: too flat to be read.", higher)
+            return refused(f"Training blew up, at a rate of {worst}, before the {name} fell clearly.", lower_both)
+        levels = f"from {smoothed[0]:.3f} to {record[-1]:.3f}"
+        return refused(f"The {name} is too flat, it falls {levels}.", f"{higher}, or lr_range.iterations.")
 
-    record = np.minimum.accumulate(smoothed)  # a descent that only makes up for a rise is no progress
-    least_bend = max(BEND * (start - lowest), BEND_IN_NOISE * noise)
-    last = steps - 1 - margin
-    half = int(np.clip((record <= (start + lowest) / 2).argmax(), margin, last))
+    # Where half of a fall is lost again training broke down; what it makes of its wreck later is not read.
+    broken = (fall >= enough) & (smoothed - record > fall / 2)
+    end = max(int(broken.argmax()), margin) + 1 if broken.any() else steps
+    smoothed, record, fall = smoothed[:end], record[:end], fall[:end]
+
+    # A descent that begins inside has a shoulder above the straight line to half its depth; one that was on has none.
+    least_bend = max(BEND * fall[-1], BEND_IN_ERRORS * error)
+    last = min(end, steps - margin) - 1
+    half = int(np.clip((fall >= fall[-1] / 2).argmax(), margin, last))
     shoulder = _above_chord(record[margin : half + 1])
     if shoulder.max() < least_bend:
-        raise _RefusedError(f"The {name} falls from the first steps on: its steepest slope is an edge.", lower)
-    begin = margin + int(shoulder.argmax())
+        return refused(f"The {name} falls from the first steps on: its steepest slope is an edge.", lower)
+
     best = int(smoothed.argmin())
-    turned = smoothed[best:].max() - lowest > least_bend
+    turned = smoothed[best:].max() - smoothed[best] > least_bend
     if lr_range.method == "steepest":
-        steepest = begin + int(np.gradient(record, np.log(rate))[begin : last + 1].argmin())
-        found = rate[steepest]
-        ends = turned or _above_chord(-record[steepest : last + 1]).max() > least_bend
+        begin = margin + int(shoulder.argmax())
+        steepest = begin + int(np.gradient(record, np.log(rate[:end]))[begin : last + 1].argmin())
+        found, ends = rate[steepest], turned or _above_chord(-record[steepest : last + 1]).max() > least_bend
     else:
-        found = rate[_valley(smoothed)] if lr_range.method == "valley" else rate[best] / 10
-        ends = turned or stopped
+        found, ends = rate[_valley(smoothed)] if lr_range.method == "valley" else rate[best] / 10, turned or stopped
     if not ends and stopped:
-        raise _RefusedError(
-            f"The {name} fell ever faster until training blew up at a rate of {_plain(rate[-1])}.",
-            "Set lr_range.method to minimum_over_ten, which keeps its distance from there.",
-        )
+        advice = "Set lr_range.method to minimum_over_ten, which keeps its distance from there."
+        return refused(f"The {name} fell until training blew up, at a rate of {_plain(rate[-1])}.", advice)
     if not ends:
-        raise _RefusedError(f"The {name} has not turned by the highest rate, {_plain(rate[-1])}.", higher)
+        return refused(f"The {name} has not turned by the highest rate, {_plain(rate[-1])}.", f"{higher}.")
     if found < rate[margin]:
-        raise _RefusedError(f"The rate found, {_plain(found)}, is at the low edge of the range.", lower)
-    return float(found)
+        return refused(f"The rate found, {_plain(found)}, is at the low edge of the range.", lower)
+    return Suggestion(True, float(found), float(found) / div_factor, lr_range.method, lr_range.criterion, None, None)
 
 
-def _noise(cut: Array, smoothing: float) -> float:
+def _standard_error(cut: Array, smoothing: float) -> float:
     """Standard error of the smoothed curve, from the scatter of its raw values from one step to the next."""
     differences = np.diff(cut)
     differences = differences[differences != 0]  # leaves out pairs that were both cut

@@ -188,4 +188,4 @@ def summarise(classifier: Classifier, side: int = 32) -> str:
         row_settings=("var_names", "depth"),
         device="cpu",
     )
-    return str(table)
+    return str(table).replace("Units.MEGABYTES", "M")  # torchinfo prints the name of its constant

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -38,6 +39,11 @@ def exit_with(body: Callable[[], None]) -> NoReturn:
         if os.environ.get("ONECYCLE_DEBUG") == "1":
             raise
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        print(f"error: no room left to write {error.filename or 'a file'}; free some and run again", file=sys.stderr)
         sys.exit(2)
     except Stopped as stopped:
         print(f"stopped by {signal.Signals(stopped.signal_number).name}", file=sys.stderr)

@@ -121,7 +121,8 @@ class Sender:
         except StoreError as trouble:
             self._store = None
             if known:  # look again where the row is, and whether it still is
-                return self.push()
+                self.push()
+                return
             self._acknowledge(trouble=str(trouble))
             raise
         except DeletedRowError:  # by a person, in the UI: let it be

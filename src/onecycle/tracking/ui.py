@@ -26,6 +26,8 @@ def serve(port: int) -> None:
     base = uri.rstrip("/") if remote else f"http://127.0.0.1:{port}"
     if not remote:
         _check_free(port)
+    if not found:
+        print(f"{base}: no rows yet; `dvc repro` makes one")
     for name, experiment_id in found:
         print(f"{name}: {base}/#/experiments/{experiment_id}/runs?workflowType=machine_learning")
     if remote:

@@ -15,7 +15,7 @@ def load(text: str | bytes) -> dict[str, Any]:
     Raises:
         ValueError: it is no YAML.
     """
-    import yaml  # type: ignore[import-untyped]  # here, since most stages need none
+    import yaml  # here, since most stages need none
 
     try:
         tree = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
