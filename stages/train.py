@@ -50,8 +50,9 @@ def _write(training: Run, prepared: Prepared, schedule: Schedule, params: Params
     history.schedule_frame(schedule, steps).to_csv(paths.SCHEDULE, index=False, lineterminator="\n")
     paths.TRAIN_METRICS.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     paths.MODEL_SUMMARY.write_text(summarise(prepared.classifier) + "\n", encoding="utf-8")
-    title = "A training image of each class, and what four epochs make of it"
-    save_png(image_grid(samples, classes, title, break_after=1), paths.AUGMENTED_PNG)
+    columns = ("as it is", *(f"epoch {epoch}" for epoch in range(1, len(samples[0]))))
+    grid = image_grid(samples, classes, "Training images, augmented", column_labels=columns, break_after=1)
+    save_png(grid, paths.AUGMENTED_PNG)
 
 
 if __name__ == "__main__":
