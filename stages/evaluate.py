@@ -45,17 +45,15 @@ def main(params: Params, row: Row) -> None:
 
     paths.EVALUATE.mkdir(parents=True, exist_ok=True)
     paths.PROBABILITIES.parent.mkdir(parents=True, exist_ok=True)
-    metrics_file = {**metrics, "dataset_digest": dataset.digest}
-    paths.EVALUATE_METRICS.write_text(json.dumps(metrics_file, indent=2) + "\n", encoding="utf-8")
+    described = json.dumps({**metrics, "dataset_digest": dataset.digest}, indent=2)
+    paths.EVALUATE_METRICS.write_text(described + "\n", encoding="utf-8")
     evaluation.per_class(outcomes, dataset.classes).to_csv(paths.PER_CLASS, index=False, lineterminator="\n")
     evaluation.confusion(outcomes, dataset.classes).to_csv(paths.CONFUSION, index=False, lineterminator="\n")
     evaluation.write_predictions(paths.PREDICTIONS, outcomes)
     paths.GALLERIES.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     np.savez_compressed(paths.GALLERY_IMAGES, images=images[shown], cam_predicted=predicted, cam_true=true)
     np.save(paths.PROBABILITIES, probabilities)
-    interval = f"{metrics['accuracy_low']:.2%} to {metrics['accuracy_high']:.2%}"
-    wrong = f"{metrics['wrong']:,} of {metrics['n']:,}"
-    print(f"test accuracy {metrics['accuracy']:.2%} ({interval}), loss {metrics['loss']:.4f}, {wrong} wrong")
+    print(evaluation.headline(metrics))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,6 +131,13 @@ def metrics(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> di
         "wrong": n - hits,
         "n": n,
     }
+
+
+def headline(metrics: Mapping[str, float]) -> str:
+    """The one line that `metrics` comes to."""
+    interval = f"{metrics['accuracy_low']:.2%} to {metrics['accuracy_high']:.2%}"
+    wrong = f"{metrics['wrong']:,.0f} of {metrics['n']:,.0f} wrong"
+    return f"test accuracy {metrics['accuracy']:.2%} ({interval}), loss {metrics['loss']:.4f}, {wrong}"
 
 
 def accuracy(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
