@@ -92,7 +92,13 @@ class Albumentations:
         )
         before, after = overhang(augment)
         canvas = side + 2 * augment.pad
-        hole = (augment.cutout_size, augment.cutout_size)
+        cutout = A.CoarseDropout(
+            num_holes_range=(augment.cutout_holes, augment.cutout_holes),
+            hole_height_range=(augment.cutout_size, augment.cutout_size),
+            hole_width_range=(augment.cutout_size, augment.cutout_size),
+            fill=hole_fill,
+            p=1,
+        )
         self._transform = A.Compose(
             [
                 A.Sequential(
@@ -114,25 +120,11 @@ class Albumentations:
                 A.Sequential(
                     [
                         A.Pad((before, before, after, after)),
-                        A.CoarseDropout(
-                            num_holes_range=(augment.cutout_holes, augment.cutout_holes),
-                            hole_height_range=hole,
-                            hole_width_range=hole,
-                            fill=hole_fill,
-                            p=1,
-                        ),
+                        cutout,
                         A.Crop(before, before, before + side, before + side),
                     ]
                     if augment.cutout_overhang
-                    else [
-                        A.CoarseDropout(
-                            num_holes_range=(augment.cutout_holes, augment.cutout_holes),
-                            hole_height_range=hole,
-                            hole_width_range=hole,
-                            fill=hole_fill,
-                            p=1,
-                        )
-                    ],
+                    else [cutout],
                     p=augment.cutout_probability,
                 ),
             ]
