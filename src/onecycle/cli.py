@@ -1,4 +1,4 @@
-"""What is no stage of the pipeline: `onecycle demo`, `onecycle ui`, `onecycle sync`."""
+"""What is no stage of the pipeline: `onecycle demo | ui | sync | compare | gate`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import NoReturn
 
+from onecycle.errors import UserError
 from onecycle.stage import exit_with
 
 
@@ -22,7 +23,29 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         "sync", help="send to MLflow what it has not got: it was unreachable, or a run was killed"
     )
     sync.add_argument("--relocate", action="store_true", help="mend mlflow.db first: this folder was moved or copied")
+    sync.add_argument(
+        "--from-git", action="store_true", help="then add rows for what git and DVC know: mlflow.db is gone"
+    )
     sync.set_defaults(run=_sync)
+    compare = commands.add_parser("compare", help="say how runs differ, and whether one is better")
+    compare.add_argument(
+        "sides",
+        nargs="+",
+        metavar="run",
+        help="git revision, DVC experiment, folder or `workspace`; a1,a2,a3 for several seeds. The first is compared "
+        "with each of the others",
+    )
+    form = compare.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="tables for a pull request")
+    form.add_argument("--json", action="store_true", help="every figure, in full")
+    compare.set_defaults(run=_compare)
+    gate = commands.add_parser("gate", help="exit 1 if the candidate is worse than the baseline")
+    gate.add_argument("--baseline", required=True, metavar="run", help="as in compare")
+    gate.add_argument("--candidate", default="workspace", metavar="run", help="as in compare (default: %(default)s)")
+    gate.add_argument("--json", action="store_true", help="every figure, in full, instead of Markdown")
+    gate.add_argument("--strict", action="store_true", help="exit 3 if it is inconclusive")
+    gate.add_argument("--allow-no-baseline", action="store_true", help="let the floor judge if there is no baseline")
+    gate.set_defaults(run=_gate)
     options = parser.parse_args(arguments)
     exit_with(lambda: options.run(options))
 
@@ -47,3 +70,53 @@ def _sync(options: argparse.Namespace) -> None:
         print(f"{relocate()} addresses mended")
     for line in sync():
         print(line)
+    if options.from_git:
+        from onecycle.tracking.rebuild import rebuild
+
+        for line in rebuild():
+            print(line)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    if len(options.sides) < 2:
+        raise UserError("compare takes two runs or more; try `onecycle compare HEAD workspace`")
+    import json
+
+    from onecycle import compare, tables
+    from onecycle.results import read_side
+
+    first, *others = (read_side(names) for names in options.sides)
+    comparisons = [compare.compare(first, other) for other in others]
+    if options.json:
+        print(json.dumps([compare.document(comparison) for comparison in comparisons], indent=2))
+        return
+    for comparison in comparisons:
+        page = compare.page(comparison)
+        if options.markdown:
+            print(tables.markdown(page))
+        else:
+            tables.show(page)
+
+
+def _gate(options: argparse.Namespace) -> int:
+    import json
+
+    from onecycle import gate, paths, tables
+    from onecycle.params import load
+    from onecycle.results import Results, read_side
+    from onecycle.revisions import AbsentError
+
+    limits = load(paths.PARAMS).gate
+    candidate = read_side(options.candidate)
+    baseline: tuple[Results, ...] = ()
+    try:
+        baseline = read_side(options.baseline)
+    except AbsentError as absent:
+        if not options.allow_no_baseline:
+            raise UserError(f"{absent}; or pass --allow-no-baseline, and only the floor judges") from None
+    judgement = gate.judge(baseline, candidate, limits)
+    if options.json:
+        print(json.dumps(gate.document(judgement, limits, options.strict), indent=2))
+    else:
+        print(tables.markdown(gate.page(judgement, limits)), end="")
+    return judgement.exit_code(options.strict)

@@ -152,6 +152,17 @@ class EvaluateParams(Section):
     gradcam_layer: Literal["layer1", "layer2"]
 
 
+class GateParams(Section):
+    """When `onecycle gate` refuses a change."""
+
+    alpha: Annotated[float, Field(gt=0, lt=0.5)]
+    negligible: Annotated[float, Field(ge=0, lt=1)]
+    margin: Annotated[float, Field(gt=0, le=1)]
+    floor: Probability
+    loss_margin: NotNegative
+    ece_margin: NotNegative
+
+
 class RuntimeParams(Section):
     """Knobs that cannot change a result."""
 
@@ -174,6 +185,7 @@ class Params(Section):
     lr_range: LRRangeParams
     train: TrainParams
     evaluate: EvaluateParams
+    gate: GateParams
     runtime: RuntimeParams
 
     def training_images(self) -> int:
@@ -275,6 +287,12 @@ def _check_combinations(name: str, params: Params) -> None:
             "train.early_stop_patience",
             "0 when data.validation_fraction is 0 (nothing is selected on the test set)",
             params.train.early_stop_patience,
+        ),
+        (
+            params.gate.negligible < params.gate.margin,
+            "gate.negligible",
+            f"< gate.margin ({params.gate.margin:g})",
+            params.gate.negligible,
         ),
     )
     for holds, key, rule, value in rules:

@@ -30,22 +30,27 @@ def run(name: str, body: Callable[[Params, Row], None]) -> NoReturn:
     exit_with(joined)
 
 
-def exit_with(body: Callable[[], None]) -> NoReturn:
-    """Call `body`; exit 0, 2 (bad input, one line on stderr), 128 + signal, or 1 with a traceback."""
+def exit_with(body: Callable[[], int | None]) -> NoReturn:
+    """Call `body`; exit with the code it returns or 0, 2 (bad input, one line), 128 + signal, or 1 with a traceback."""
     signals.raise_stopped()
     try:
-        body()
+        code = body()
     except UserError as error:
         if os.environ.get("ONECYCLE_DEBUG") == "1":
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if not _no_room(error):
             raise
         print(f"error: no room left to write {error.filename or 'a file'}; free some and run again", file=sys.stderr)
         sys.exit(2)
     except Stopped as stopped:
         print(f"stopped by {signal.Signals(stopped.signal_number).name}", file=sys.stderr)
         sys.exit(128 + stopped.signal_number)
-    sys.exit(0)
+    sys.exit(code or 0)
+
+
+def _no_room(error: OSError) -> bool:
+    """Whether a disk, a quota or a limit is full; numpy tells a write cut short in words only."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "requested and" in str(error)

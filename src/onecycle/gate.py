@@ -1,0 +1,162 @@
+"""Whether a change may pass: a loss of accuracy is caught, the noise between equal runs is not.
+
+    onecycle gate --baseline origin/main          # 0 pass, 1 regression, 2 cannot judge, 3 inconclusive (--strict)
+
+The loss of accuracy is bounded from both sides, each at level `gate.alpha`: **regression** if its lower bound is above
+0 and the loss itself is more than `gate.negligible`, **pass** if its upper bound is below `gate.margin`, else
+inconclusive, with the number of seeds that would settle it. A floor for accuracy and limits for the rise of loss and
+calibration error stand beside it; they look at the figures alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any, Literal
+
+from onecycle.compare import Side, accuracy_difference, deviation_between_runs, values
+from onecycle.params import GateParams
+from onecycle.stats_tests import Difference, runs_to_settle
+from onecycle.tables import Page, Table
+
+Verdict = Literal["pass", "regression", "inconclusive"]
+
+SEVERITY: tuple[Verdict, ...] = ("pass", "inconclusive", "regression")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One rule and what became of it."""
+
+    name: str
+    baseline: float | None
+    candidate: float
+    low: float | None
+    """Bounds of candidate - baseline, for accuracy."""
+    high: float | None
+    rule: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """All checks of a candidate."""
+
+    baseline: tuple[str, ...]
+    """Empty where there is none to compare with."""
+    candidate: tuple[str, ...]
+    checks: tuple[Check, ...]
+    seeds: int | None
+    """Runs each that would settle an inconclusive accuracy."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst of the checks."""
+        return max((check.verdict for check in self.checks), key=SEVERITY.index)
+
+    def exit_code(self, strict: bool) -> int:
+        """0 pass, 1 regression, 3 inconclusive; a lenient gate lets that through with a warning."""
+        return {"pass": 0, "regression": 1, "inconclusive": 3 if strict else 0}[self.verdict]
+
+
+def verdict_on(loss: Difference, limits: GateParams) -> Verdict:
+    """Judge a loss of accuracy by its value and its two one-sided bounds of level `limits.alpha`."""
+    if loss.low > 0 and loss.value > limits.negligible:
+        return "regression"
+    return "pass" if loss.high < limits.margin else "inconclusive"
+
+
+def judge(baseline: Side, candidate: Side, limits: GateParams) -> Judgement:
+    """Judge `candidate`, one run or three and more, by `baseline`, the same; by the floor alone if that is empty.
+
+    Raises:
+        UserError: the two cannot be compared.
+    """
+    checks = [_floor(candidate, limits)]
+    seeds = None
+    if baseline:
+        loss = accuracy_difference(candidate, baseline, confidence=1 - 2 * limits.alpha)
+        verdict = verdict_on(loss, limits)
+        checks[:0] = [_accuracy(baseline, candidate, loss, verdict, limits)]
+        checks += [
+            _rise("loss", baseline, candidate, limits.loss_margin),
+            _rise("ece", baseline, candidate, limits.ece_margin),
+        ]
+        if verdict == "inconclusive":
+            deviation = deviation_between_runs(baseline, candidate)
+            seeds = max(runs_to_settle(limits.margin, deviation, limits.alpha), _more_than(baseline, candidate))
+    return Judgement(_names(baseline), _names(candidate), tuple(checks), seeds)
+
+
+def _accuracy(baseline: Side, candidate: Side, loss: Difference, verdict: Verdict, limits: GateParams) -> Check:
+    rule = f"falls by < {100 * limits.margin:g} points"
+    before, after = (fmean(values(side, "accuracy")) for side in (baseline, candidate))
+    return Check("accuracy", before, after, -loss.high, -loss.low, rule, verdict)
+
+
+def _floor(candidate: Side, limits: GateParams) -> Check:
+    accuracy = fmean(values(candidate, "accuracy"))
+    verdict: Verdict = "pass" if accuracy >= limits.floor else "regression"
+    return Check("floor", None, accuracy, None, None, f"accuracy ≥ {100 * limits.floor:g} %", verdict)
+
+
+def _rise(metric: str, baseline: Side, candidate: Side, limit: float) -> Check:
+    before, after = fmean(values(baseline, metric)), fmean(values(candidate, metric))
+    verdict: Verdict = "pass" if after - before <= limit else "regression"
+    return Check(metric, before, after, None, None, f"rise ≤ {limit:g}", verdict)
+
+
+def _more_than(baseline: Side, candidate: Side) -> int:
+    """Runs already there were not enough, whatever a spread that came out small by chance says."""
+    runs = min(len(baseline), len(candidate))
+    return 0 if runs == 1 else runs + 1
+
+
+def _names(side: Side) -> tuple[str, ...]:
+    return tuple(run.described for run in side)
+
+
+def document(judgement: Judgement, limits: GateParams, strict: bool) -> dict[str, Any]:
+    """The judgement for `--json`."""
+    return {
+        "verdict": judgement.verdict,
+        "exit_code": judgement.exit_code(strict),
+        **asdict(judgement),
+        "limits": limits.model_dump(),
+    }
+
+
+def page(judgement: Judgement, limits: GateParams) -> Page:
+    """The judgement for a pull request."""
+    baseline, candidate = (", ".join(side) for side in (judgement.baseline, judgement.candidate))
+    against = f"against {baseline}" if baseline else "without a baseline: only the floor judges"
+    sure = f"{100 * (1 - limits.alpha):g} %"
+    columns = ("check", "baseline", "candidate", "difference", f"between ({sure} each way)", "rule", "verdict")
+    parts: list[str | Table] = [
+        Table(f"Gate: {judgement.verdict}", columns, [_cells(check) for check in judgement.checks])
+    ]
+    parts.append(f"{candidate} {against}. {_explained(judgement, limits)}".strip())
+    return parts
+
+
+def _cells(check: Check) -> Sequence[str]:
+    share = check.name in ("accuracy", "floor")
+    value, signed, factor = ("{:.2f} %", "{:+.2f}", 100.0) if share else ("{:.4f}", "{:+.4f}", 1.0)
+    before = difference = bounds = "–"
+    if check.baseline is not None:
+        before = value.format(factor * check.baseline)
+        difference = signed.format(factor * (check.candidate - check.baseline))
+    if check.low is not None and check.high is not None:
+        bounds = f"{signed.format(factor * check.low)} to {signed.format(factor * check.high)}"
+    return (check.name, before, value.format(factor * check.candidate), difference, bounds, check.rule, check.verdict)
+
+
+def _explained(judgement: Judgement, limits: GateParams) -> str:
+    if judgement.verdict == "inconclusive":
+        return (
+            f"Warning: the loss of accuracy may be nothing or {100 * limits.margin:g} points and more; "
+            f"{judgement.seeds} seeds each would settle it."
+        )
+    failed = [check.name for check in judgement.checks if check.verdict == "regression"]
+    return f"Failed: {', '.join(failed)}." if failed else ""

@@ -1,0 +1,304 @@
+"""A run's params, test metrics and predictions, believed only where they make sense and agree with each other.
+
+Results come from branches that others wrote: each error names the file, the run it is of, the key and the rule.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from onecycle import evaluation, paths
+from onecycle.errors import UserError
+from onecycle.refusals import shown
+from onecycle.revisions import AbsentError, Place, find
+from onecycle.stats_tests import wilson
+from onecycle.tracking import yaml_values
+
+SHARE = (0.0, 1.0)
+RANGES = {
+    "accuracy": SHARE,
+    "accuracy_low": SHARE,
+    "accuracy_high": SHARE,
+    **{f"top{k}": SHARE for k in range(2, 6)},
+    "loss": (0.0, sys.float_info.max),
+    "brier": (0.0, 2.0),
+    "ece": SHARE,
+    "macro_precision": SHARE,
+    "macro_recall": SHARE,
+    "macro_f1": SHARE,
+    "wrong": (0, sys.maxsize),
+    "n": (1, sys.maxsize),
+    "tta_accuracy": SHARE,
+}
+"""What a metric of the test may be; no other is looked at."""
+
+REQUIRED = ("accuracy", "loss", "ece", "wrong", "n")
+COUNTS = ("wrong", "n")
+COLUMNS = ("index", "label", "prediction", "confidence")
+NO_RECIPE = ("gate.", "runtime.")
+"""Sections of params that change no result."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """One run, as it was evaluated on N test images."""
+
+    name: str
+    commit: str | None
+    params: Mapping[str, Any]
+    """Dotted keys; empty where the run has no params.yaml."""
+    metrics: Mapping[str, float]
+    digest: str
+    """Of the data set: hex sha256 over arrays and classes."""
+    classes: tuple[str, ...]
+    labels: NDArray[np.int64]
+    predictions: NDArray[np.int64]
+    confidence: NDArray[np.float32]
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """(N,) whether the prediction is the label."""
+        return np.equal(self.predictions, self.labels)
+
+    @property
+    def described(self) -> str:
+        """The name, with the commit where that says more."""
+        short = (self.commit or "")[:7]
+        return f"{self.name} ({short})" if short and not self.name.startswith(short) else self.name
+
+
+def read_side(names: str) -> tuple[Results, ...]:
+    """The runs of one side: one name, or several with commas between them, equal but for the seed.
+
+    Raises:
+        AbsentError: there is no such run.
+        UserError: what it holds is not to be believed, or the runs are no replicates of one recipe.
+    """
+    runs = tuple(read(find(name.strip())) for name in names.split(","))
+    first = runs[0]
+    for position, run in enumerate(runs):
+        _check_same_test(first, run)
+        for other in runs[:position]:
+            if np.array_equal(run.confidence, other.confidence) and np.array_equal(run.predictions, other.predictions):
+                raise UserError(f"{other.name} and {run.name} are the same run; give runs with different seeds")
+        changed = [key for key in differing(first, run) if key != "seed" and not key.startswith(NO_RECIPE)]
+        if changed:
+            raise UserError(f"{first.name} and {run.name} differ in {changed[0]}; runs of one side may differ in seed")
+    return runs
+
+
+def check_comparable(first: Sequence[Results], second: Sequence[Results]) -> None:
+    """Refuse two sides that were not tested on the same images."""
+    _check_same_test(first[0], second[0])
+
+
+def differing(first: Results, second: Results) -> list[str]:
+    """Keys of params that do not have the same value in both; none where a side has no params at all."""
+    if not first.params or not second.params:
+        return []
+    keys = dict.fromkeys([*first.params, *second.params])
+    missing = object()
+    return [
+        key for key in keys if not yaml_values.same(first.params.get(key, missing), second.params.get(key, missing))
+    ]
+
+
+def _check_same_test(first: Results, second: Results) -> None:
+    file = paths.EVALUATE_METRICS.as_posix()
+    pairs = (
+        ("dataset_digest", first.digest, second.digest),
+        ("n", len(first.labels), len(second.labels)),
+    )
+    for key, one, other in pairs:
+        if one != other:
+            raise UserError(
+                f"{file}: {key} is {shown(one)} for {first.name} and {shown(other)} for {second.name}; "
+                "only runs on the same test images compare"
+            )
+    if not np.array_equal(first.labels, second.labels):
+        raise UserError(f"{paths.PREDICTIONS.as_posix()}: label differs between {first.name} and {second.name}")
+    if first.classes != second.classes:
+        raise UserError(f"{paths.PER_CLASS.as_posix()}: class differs between {first.name} and {second.name}")
+
+
+def read(place: Place) -> Results:
+    """Read and check one run.
+
+    Raises:
+        AbsentError: it has no results/evaluate/metrics.json.
+        UserError: a file is missing beside it, broken, or at odds with the others.
+    """
+    written = _metrics_file(place)
+    metrics = {key: _number(place, written, key) for key in RANGES if key in written or key in REQUIRED}
+    digest = written.get("dataset_digest")
+    if not isinstance(digest, str) or not digest:
+        raise _refused(place, "dataset_digest", "must be a string", digest)
+    classes = _classes(place)
+    columns = _predictions(place, int(metrics["n"]), len(classes))
+    results = Results(
+        place.name,
+        place.commit,
+        _params(place),
+        metrics,
+        digest,
+        classes,
+        labels=columns["label"].astype(np.int64),
+        predictions=columns["prediction"].astype(np.int64),
+        confidence=columns["confidence"].astype(np.float32),
+    )
+    _check_agreement(place, results)
+    return results
+
+
+def _metrics_file(place: Place) -> dict[str, Any]:
+    path = paths.EVALUATE_METRICS
+    content = place.read(path)
+    if content is None:
+        raise AbsentError(f"{place.of(path)} is missing; run `dvc repro` and commit the results")
+    try:
+        tree = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place.of(path)} is not valid JSON: {error}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{place.of(path)} must hold keys and values, got {shown(tree)}")
+    return tree
+
+
+def _number(place: Place, tree: Mapping[str, Any], key: str) -> float:
+    if key not in tree:
+        raise UserError(f"{place.of(paths.EVALUATE_METRICS)}: {key} is missing; run `dvc repro evaluate`")
+    value = tree[key]
+    kind = int if key in COUNTS else int | float
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise _refused(place, key, "must be an integer" if key in COUNTS else "must be a number", value)
+    low, high = RANGES[key]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _refused(place, key, "must be a finite number", value)
+    if not low <= value <= high:
+        rule = f"≥ {low:g}" if high >= sys.maxsize else f"between {low:g} and {high:g}"
+        raise _refused(place, key, f"must be {rule}", value)
+    return value
+
+
+def _refused(place: Place, key: str, rule: str, value: object) -> UserError:
+    return UserError(f"{place.of(paths.EVALUATE_METRICS)}: {key} {rule}, got {shown(value)}")
+
+
+def _text(place: Place, content: bytes, path: Any) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{place.of(path)} is not UTF-8 text") from None
+
+
+def _classes(place: Place) -> tuple[str, ...]:
+    """Class names by label."""
+    path = paths.PER_CLASS
+    content = place.read(path)
+    if content is None:
+        raise UserError(f"{place.of(path)} is missing; run `dvc repro evaluate` and commit the results")
+    try:
+        rows = list(csv.DictReader(io.StringIO(_text(place, content, path))))
+    except csv.Error as error:
+        raise UserError(f"{place.of(path)} is not valid CSV: {error}") from None
+    names = tuple(row.get("class") or "" for row in rows)
+    if not names or not all(names):
+        raise UserError(f"{place.of(path)}: class must name every class")
+    return names
+
+
+def _params(place: Place) -> dict[str, Any]:
+    path = paths.PARAMS
+    content = place.read(path)
+    if content is None:
+        return {}
+    try:
+        return yaml_values.flat(yaml_values.load(_text(place, content, path)))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{place.of(path)}: {error}") from None
+
+
+def _predictions(place: Place, n: int, classes: int) -> dict[str, NDArray[Any]]:
+    """Checked columns in the test set's order."""
+    path = paths.PREDICTIONS
+    content = place.read(path)
+    if content is None:
+        raise UserError(f"{place.of(path)} is missing; run `dvc repro evaluate` and commit the results")
+    try:
+        file = pq.ParquetFile(pa.BufferReader(content))
+        rows = file.metadata.num_rows  # before reading them: a small file may claim billions
+        if rows != n:
+            raise UserError(f"{place.of(path)}: holds {rows} images, but n in metrics.json beside it is {n}")
+        for name in COLUMNS:
+            if file.schema_arrow.names.count(name) != 1:
+                raise UserError(f"{place.of(path)}: there must be one column {name}; run `dvc repro evaluate`")
+        table = file.read(columns=list(COLUMNS))
+        assert table.num_rows == n
+    except UserError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{place.of(path)} is no readable Parquet file: {' '.join(str(error).split())}") from None
+    for name in COLUMNS:
+        kind = table.schema.field(name).type
+        numeric = pa.types.is_floating(kind) if name == "confidence" else pa.types.is_integer(kind)
+        if not numeric or table[name].null_count:
+            rule = "numbers" if name == "confidence" else "integers"
+            raise UserError(f"{place.of(path)}: {name} must hold {rule} and no gaps")
+    columns = {name: np.asarray(table[name].to_numpy()) for name in COLUMNS}
+    order = np.argsort(columns["index"], kind="stable")
+    columns = {name: values[order] for name, values in columns.items()}
+    rules = (
+        ("index", f"count the images from 0 to {n - 1}", columns["index"] == np.arange(n)),
+        ("label", f"be below {classes}, the number of classes", _within(columns["label"], 0, classes - 1)),
+        ("prediction", f"be below {classes}, the number of classes", _within(columns["prediction"], 0, classes - 1)),
+        ("confidence", "be between 0 and 1", _within(columns["confidence"], 0, 1 + 1e-6)),
+    )
+    for name, rule, holds in rules:
+        if not holds.all():
+            worst = columns[name][~holds][0]
+            raise UserError(f"{place.of(path)}: {name} must {rule}, got {worst:g}")
+    return columns
+
+
+def _within(values: NDArray[Any], low: float, high: float) -> NDArray[np.bool_]:
+    return np.asarray((values >= low) & (values <= high))
+
+
+def _check_agreement(place: Place, results: Results) -> None:
+    """Refuse metrics that the predictions beside them do not give."""
+    n, correct = len(results.labels), results.correct
+    hits = int(correct.sum())
+    unknown = np.full(n, np.nan)  # losses are not in the file, and not needed here
+    outcomes = evaluation.Outcomes(results.labels, results.predictions, results.confidence, unknown)
+    classes = evaluation.per_class(outcomes, results.classes)
+    bins = evaluation.reliability(results.confidence, correct)
+    low, high = wilson(hits, n)
+    found = {
+        "wrong": n - hits,
+        "accuracy": hits / n,
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "ece": math.fsum(bins["images"] / n * (bins["accuracy"] - bins["confidence"]).abs()),
+        **{f"macro_{name}": float(classes[name].mean()) for name in ("precision", "recall", "f1")},
+    }
+    for key, value in found.items():
+        claimed = results.metrics.get(key, value)
+        if not math.isclose(claimed, value, rel_tol=0, abs_tol=1e-9):
+            raise UserError(
+                f"{place.of(paths.EVALUATE_METRICS)}: {key} is {claimed:g}, but {paths.PREDICTIONS.name} beside it "
+                f"gives {value:g}; run `dvc repro evaluate`"
+            )

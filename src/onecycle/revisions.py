@@ -1,0 +1,123 @@
+"""Where a run's files lie: the workspace, a git revision, a DVC experiment, a folder. Nothing is checked out."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from onecycle.errors import UserError
+
+WORKSPACE = "workspace"
+
+
+class AbsentError(UserError):
+    """There is no such run, which is not the same as a run that is broken."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A run by the name it was asked for, and either its commit or its folder."""
+
+    name: str
+    commit: str | None
+    folder: Path | None
+
+    def read(self, path: Path) -> bytes | None:
+        """The file at `path`, relative to the workspace; None where there is none.
+
+        Raises:
+            UserError: it is there and cannot be read.
+        """
+        return self._from_commit(path) if self.folder is None else self._from_folder(self.folder, path)
+
+    def of(self, path: Path) -> str:
+        """How an error names the file."""
+        return path.as_posix() if self.name == WORKSPACE else f"{path.as_posix()} of {self.name}"
+
+    def _from_commit(self, path: Path) -> bytes | None:
+        blob = f"{self.commit}:./{path.as_posix()}"  # ./ since the workspace may be a folder of a larger repository
+        if _git("rev-parse", "--verify", "--quiet", blob).returncode != 0:
+            return None
+        done = _git("cat-file", "blob", blob)
+        if done.returncode != 0:
+            raise UserError(f"{self.of(path)} cannot be read: {_said(done)}")
+        return done.stdout
+
+    def _from_folder(self, folder: Path, path: Path) -> bytes | None:
+        parts = path.parts[1:] if path.parts[0] == "results" else path.parts
+        for file in (folder / path, folder.joinpath(*parts)):  # like a workspace, or like what `onecycle demo` leaves
+            try:
+                return file.read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise UserError(f"{self.of(path)} cannot be read: {error.strerror}") from None
+        return None
+
+
+def find(name: str) -> Place:
+    """The place of `workspace`, a git revision, a DVC experiment or a folder; the first of these that there is.
+
+    Raises:
+        AbsentError: nothing has that name.
+        UserError: git cannot be asked, knows several experiments of that name, or has only a part of the history.
+    """
+    if name == WORKSPACE:
+        return Place(name, None, Path())
+    if not name or name.startswith("-"):
+        raise UserError(f"{name!r} names no run; give a git revision, a DVC experiment, a folder or {WORKSPACE}")
+    repository = _git("rev-parse", "--is-shallow-repository")
+    if repository.returncode == 0:
+        commit = _commit(name) or _experiment(name)
+        if commit:
+            return Place(name, commit, None)
+    folder = Path(name)
+    if folder.is_dir():
+        return Place(name, None, folder)
+    if repository.returncode != 0:
+        raise UserError(f"{name} is no folder, and git cannot be asked for it: {_said(repository)}")
+    if repository.stdout.strip() == b"true":
+        raise UserError(
+            f"{name} is not in this shallow clone; fetch the whole history: "
+            "`fetch-depth: 0` for actions/checkout, `git fetch --unshallow` elsewhere"
+        )
+    raise AbsentError(f"there is no git revision, DVC experiment or folder called {name}")
+
+
+def _commit(revision: str) -> str | None:
+    done = _git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
+    return done.stdout.decode().strip() if done.returncode == 0 else None
+
+
+def _experiment(name: str) -> str | None:
+    """The commit of a DVC experiment, kept as refs/exps/<2 digits>/<38 digits of the commit it started from>/<name>."""
+    listed = _git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps").stdout.decode()
+    found: dict[str, str] = {}
+    for line in listed.splitlines():
+        commit, _, reference = line.partition(" ")
+        parts = PurePosixPath(reference).parts
+        if len(parts) == 5 and len(parts[2] + parts[3]) == 40 and parts[4] == name:
+            found[parts[2] + parts[3]] = commit
+    if len(set(found.values())) > 1:
+        here = found.get(_commit("HEAD") or "")
+        if here is None:
+            raise UserError(
+                f"there are {len(found)} DVC experiments called {name}; give the commit of the one you mean"
+            )
+        return here
+    return next(iter(found.values()), None)
+
+
+def _git(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
+    try:
+        return subprocess.run(["git", *arguments], capture_output=True, env=environment, check=False)
+    except OSError as error:
+        raise UserError(f"git cannot be run: {error.strerror}") from None
+
+
+def _said(done: subprocess.CompletedProcess[bytes]) -> str:
+    """The first line of git's complaint."""
+    return next(iter(done.stderr.decode(errors="replace").splitlines()), "it gave no reason").removeprefix("fatal: ")

@@ -1,0 +1,54 @@
+"""Sentences and tables that read the same in a terminal and in a pull request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+
+class Table(NamedTuple):
+    """Cells as text, the first column to the left and numbers to the right."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+Page = Sequence[str | Table]
+
+
+def markdown(page: Page) -> str:
+    """GitHub's Markdown. What a branch may have named itself stays text: no markup, no cell of its own."""
+    return "\n\n".join(_markdown_table(part) if isinstance(part, Table) else _escaped(part) for part in page) + "\n"
+
+
+def _markdown_table(table: Table) -> str:
+    marks = ["---", *["---:"] * (len(table.columns) - 1)]
+    lines = [[_escaped(cell) for cell in row] for row in table.rows]
+    body = "\n".join(f"| {' | '.join(cells)} |" for cells in (table.columns, marks, *lines))
+    return f"**{_escaped(table.title)}**\n\n{body}"
+
+
+def _escaped(text: str) -> str:
+    for sign in "\\`*[]|<>@":
+        text = text.replace(sign, f"&#{ord(sign)};" if sign in "<>@" else f"\\{sign}")
+    return " ".join(text.split())
+
+
+def show(page: Page) -> None:
+    """Print to the terminal."""
+    console = Console(highlight=False)
+    for part in page:
+        if isinstance(part, Table):
+            shown = RichTable(title=Text(part.title), title_justify="left")
+            for position, column in enumerate(part.columns):
+                shown.add_column(column, justify="right" if position else "left")
+            for row in part.rows:
+                shown.add_row(*(Text(cell) for cell in row))
+            console.print(shown)
+        else:
+            console.print(Text(part))

@@ -1,0 +1,203 @@
+"""What a comparison says, in figures and in words, and where it finds the runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import command
+from crafted_run import CLASSES, LABELS, commit, errors, repository, set_params, write_run
+
+from onecycle import compare, paths, revisions, tables
+from onecycle.errors import UserError
+from onecycle.results import Results, read, read_side
+from onecycle.revisions import AbsentError, find
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders: `first`, `second` with 60 more images wrong and other params, `equal`. Never write to it."""
+    folder = tmp_path_factory.mktemp("compare")
+    write_run(folder / "first", errors(375, 225))
+    write_run(folder / "second", errors(375, 285, 225))
+    write_run(folder / "equal", errors(375, 225, 225))
+    set_params(folder / "second", {"epochs": 30, "one_cycle.max_lr": 0.00001, "seed": 1})
+    return folder
+
+
+def side(folder: Path, *names: str) -> tuple[Results, ...]:
+    return read_side(",".join(str(folder / name) for name in names))
+
+
+def compared(folder: Path, first: str, second: str) -> compare.Comparison:
+    return compare.compare(side(folder, first), side(folder, second))
+
+
+def test_a_worse_run(runs: Path) -> None:
+    comparison = compared(runs, "first", "second")
+    assert comparison.verdict == "worse"
+    assert (comparison.only_first_right, comparison.only_second_right) == (285, 225)
+    assert comparison.test == "McNemar's test" and comparison.p == pytest.approx(0.0079, abs=1e-4)
+    assert comparison.params == {"seed": ("0", "1"), "epochs": ("24", "30"), "one_cycle.max_lr": ("auto", "1e-05")}
+    rows = {row.name: row for row in comparison.metrics}
+    accuracy = rows["accuracy"]
+    assert (accuracy.first, accuracy.second) == (0.94, 0.934)
+    assert accuracy.low is not None and accuracy.high is not None
+    assert (accuracy.difference, accuracy.low, accuracy.high) == pytest.approx((-0.006, -0.0104, -0.0016), abs=1e-4)
+    assert (rows["wrong"].low, rows["wrong"].high) == pytest.approx((-1e4 * accuracy.high, -1e4 * accuracy.low))
+    assert rows["loss"].low is None
+    assert not {"n", "accuracy_low", "accuracy_high"} & set(rows)
+
+
+def test_a_better_run_and_an_equal_one(runs: Path) -> None:
+    assert compared(runs, "second", "first").verdict == "better"
+    equal = compared(runs, "first", "equal")
+    assert equal.verdict == "no evidence" and equal.p == 1.0
+    assert equal.deviation == pytest.approx(0.0015)
+    assert equal.runs_to_see == {0.002: 13, 0.005: 4}
+    assert equal.params == {}
+
+
+def test_few_discordant_images_are_tested_exactly(tmp_path: Path) -> None:
+    write_run(tmp_path / "first", np.arange(30), images=500)
+    write_run(tmp_path / "second", np.arange(36), images=500)
+    comparison = compared(tmp_path, "first", "second")
+    assert comparison.test == "McNemar's test, exact"
+    assert comparison.p == pytest.approx(2 * 0.5**6)
+    assert comparison.verdict == "worse"
+    write_run(tmp_path / "third", np.arange(5, 44), images=500)
+    doubtful = compared(tmp_path, "first", "third")  # 14 against 5: the interval sees it, the exact test does not
+    accuracy = next(row for row in doubtful.metrics if row.name == "accuracy")
+    assert accuracy.high is not None and accuracy.high < 0 and doubtful.p > 0.05
+    assert doubtful.verdict == "no evidence"
+
+
+def test_differences_by_class(tmp_path: Path) -> None:
+    """Cats become worse, all else stays."""
+    cats = np.flatnonzero(LABELS == 3)
+    write_run(tmp_path / "first", cats[:50])
+    write_run(tmp_path / "second", cats[:120])
+    rows = {row.name: row for row in compared(tmp_path, "first", "second").classes}
+    assert tuple(rows) == CLASSES
+    assert (rows["cat"].first, rows["cat"].second) == (0.95, 0.88)
+    assert rows["cat"].high is not None and rows["cat"].high < 0
+    assert rows["dog"].difference == 0 and rows["dog"].low is not None and rows["dog"].low < 0
+
+
+def test_three_seeds_a_side_are_compared_as_runs(tmp_path: Path) -> None:
+    for seed in range(3):
+        for name, wrong in (("a", 225), ("b", 285)):
+            write_run(tmp_path / f"{name}{seed}", errors(375, wrong + 8 * seed, 300 * seed))
+            set_params(tmp_path / f"{name}{seed}", {"seed": seed})
+    comparison = compare.compare(side(tmp_path, "a0", "a1", "a2"), side(tmp_path, "b0", "b1", "b2"))
+    assert comparison.test == "Welch's t-test" and comparison.verdict == "worse"
+    assert comparison.only_first_right is None
+    assert comparison.deviation == pytest.approx(0.0008)
+    assert all(row.low is not None and row.low < row.difference for row in comparison.metrics)
+    assert comparison.params == {}
+
+
+def test_runs_that_do_not_vary_are_refused(tmp_path: Path) -> None:
+    for position in range(3):
+        write_run(tmp_path / f"a{position}", np.arange(30) + position, images=500)
+        write_run(tmp_path / f"b{position}", np.arange(40) + position, images=500)
+    with pytest.raises(UserError, match="accuracy does not vary between the runs of either side"):
+        compare.compare(side(tmp_path, "a0", "a1", "a2"), side(tmp_path, "b0", "b1", "b2"))
+
+
+def test_what_it_prints(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    comparison = compared(runs, "first", "second")
+    verdict = "worse; accuracy -0.60 points (-1.04 to -0.16), p = 0.0079, McNemar's test"
+    assert compare.sentence(comparison) == verdict
+    text = tables.markdown(compare.page(comparison))
+    assert text.splitlines()[0].endswith(verdict)
+    assert "| accuracy | 94.00 % | 93.40 % | -0.60 | -1.04 to -0.16 |" in text
+    assert "| wrong | 600 | 660 | +60 | +16 to +104 |" in text
+    assert "| one_cycle.max_lr | auto | 1e-05 |" in text
+    assert "Only the first gets 285 images right, only the second 225." in text
+    assert "for 0.2 points and 4 for 0.5 points" in text
+    tables.show(compare.page(comparison))
+    shown = capsys.readouterr().out
+    assert "max_lr" in shown and "93.40 %" in shown
+    document: dict[str, Any] = json.loads(json.dumps(compare.document(comparison), allow_nan=False))
+    assert document["verdict"] == "worse" and document["runs_to_see"].keys() == {"0.002", "0.005"}
+
+
+def test_names_from_a_branch_stay_text() -> None:
+    """They end up in a comment on a pull request."""
+    text = tables.markdown(["see @all", tables.Table("t", ("a",), [["x|y <img src=z>\n| [link](b)"]])])
+    assert text == "see &#64;all\n\n**t**\n\n| a |\n| --- |\n| x\\|y &#60;img src=z&#62; \\| \\[link\\](b) |\n"
+
+
+def test_the_command(runs: Path) -> None:
+    """As a user calls it: exit 0 whatever the verdict, a comparison for each run after the first."""
+    done = command(runs, "onecycle", "compare", "first", "second", "equal", "--json")
+    assert [document["verdict"] for document in json.loads(done.stdout)] == ["worse", "no evidence"]
+    alone = command(runs, "onecycle", "compare", "first", check=False)
+    assert (alone.returncode, alone.stdout) == (2, "")
+    assert alone.stderr == "error: compare takes two runs or more; try `onecycle compare HEAD workspace`\n"
+
+
+def experiment(folder: Path, baseline: str, name: str, target: str) -> None:
+    """Name a commit the way DVC names its experiments."""
+    command(folder, "git", "update-ref", f"refs/exps/{baseline[:2]}/{baseline[2:]}/{name}", target)
+
+
+def test_where_runs_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = repository(tmp_path / "repo")
+    write_run(folder, np.arange(30), images=500)
+    before = commit(folder, "30 wrong")
+    write_run(folder, np.arange(40), images=500)
+    after = commit(folder, "40 wrong")
+    experiment(folder, before, "solo-run", after)
+    write_run(folder, np.arange(50), images=500)
+    write_run(folder / "results/reference/five", np.arange(5), images=500)
+    monkeypatch.chdir(folder)
+    wrong = {"HEAD": 40, "HEAD~1": 30, "main": 40, before[:8]: 30, "solo-run": 40, "workspace": 50}
+    wrong["results/reference/five"] = 5
+    assert {name: read(find(name)).metrics["wrong"] for name in wrong} == wrong
+    assert read(find("solo-run")).commit == after
+    assert read(find("HEAD")).described == f"HEAD ({after[:7]})"
+    with pytest.raises(AbsentError, match="called solo"):
+        find("solo")
+
+
+def test_experiments_of_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that started from here is meant; without such a one, none is."""
+    folder = repository(tmp_path / "repo")
+    commits = []
+    for number in range(3):
+        (folder / "file").write_text(str(number), encoding="utf-8")
+        commits.append(commit(folder, str(number)))
+    experiment(folder, commits[0], "twin", commits[1])
+    experiment(folder, commits[1], "twin", commits[2])
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match="there are 2 DVC experiments called twin"):
+        find("twin")
+    command(folder, "git", "checkout", "-q", commits[0])
+    assert find("twin").commit == commits[1]
+
+
+def test_a_workspace_below_the_top_of_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = repository(tmp_path / "repo")
+    write_run(folder / "vision", np.arange(30), images=500)
+    commit(folder, "one")
+    monkeypatch.chdir(folder / "vision")
+    assert read(find("main")).metrics["wrong"] == 30
+
+
+def test_results_as_the_demo_leaves_them(tmp_path: Path) -> None:
+    write_run(tmp_path, np.arange(30), images=500)
+    (tmp_path / "results/evaluate").rename(tmp_path / "evaluate")
+    (tmp_path / paths.PARAMS).unlink()
+    run = read(find(str(tmp_path)))
+    assert run.metrics["wrong"] == 30 and run.params == {}
+
+
+@pytest.mark.parametrize("name", ["", "-rf", "--output=x"])
+def test_names_that_are_no_names(name: str) -> None:
+    with pytest.raises(UserError, match="names no run"):
+        revisions.find(name)

@@ -1,0 +1,55 @@
+"""Experiments from DVC's queue: a row each in the original workspace's store, run by the code they were queued with."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from conftest import command
+from mlflow import MlflowClient
+
+GENEROUS_SECONDS = 900.0
+
+
+def waited_for(workspace: Path, names: set[str]) -> dict[str, str]:
+    """Status of each experiment of the queue, once none of `names` waits or runs any more."""
+    deadline = time.monotonic() + GENEROUS_SECONDS
+    while True:
+        table = json.loads(command(workspace, "dvc", "exp", "show", "--json", "--all-commits").stdout)
+        found = {
+            experiment["revs"][0]["name"]: (experiment.get("executor") or {}).get("state") or "success"
+            for revision in table
+            for experiment in revision.get("experiments") or []
+        }
+        statuses = {name: found.get(name, "missing") for name in names}
+        if not {"queued", "running", "missing"} & set(statuses.values()) or time.monotonic() > deadline:
+            return statuses
+        time.sleep(2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_four_queued_with_two_workers_are_four_rows(workspace: Path) -> None:
+    names = {f"seed-{seed}" for seed in range(1, 5)}
+    for seed in range(1, 5):
+        command(workspace, "dvc", "exp", "run", "--queue", "--name", f"seed-{seed}", "-S", f"seed={seed}")
+    # The workspace's own code breaks now; what is queued has the code it was queued with.
+    (workspace / "src" / "onecycle" / "training.py").write_text("raise RuntimeError('not this one')\n", "utf-8")
+    command(workspace, "dvc", "queue", "start", "--jobs", "2")
+    assert waited_for(workspace, names) == dict.fromkeys(names, "success")
+    command(workspace, "onecycle", "sync")
+
+    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    rows = client.search_runs(experiments)
+    assert {row.info.run_name for row in rows} == names
+    assert len(rows) == 4
+    for row in rows:
+        assert row.info.status == "FINISHED"
+        assert row.info.run_name == f"seed-{row.data.params['seed']}"
+        assert {"stats/mean_red", "train/loss", "test/accuracy"} <= set(row.data.metrics)
+        page = client.download_artifacts(row.info.run_id, "report/index.html", str(workspace.parent))
+        assert "</html>" in Path(page).read_text(encoding="utf-8")
+    assert len({row.data.metrics["train/loss"] for row in rows}) == 4

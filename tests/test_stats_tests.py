@@ -1,0 +1,143 @@
+"""Tests and intervals against published figures, other libraries, and what they promise."""
+
+from __future__ import annotations
+
+import ast
+from bisect import bisect_left
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import binom, binomtest, chi2, ttest_ind
+from statsmodels.stats.power import TTestIndPower
+
+from onecycle import stats_tests
+from onecycle.stats_tests import (
+    Discordant,
+    discordant,
+    mcnemar_p,
+    paired_difference,
+    pooled_deviation,
+    run_deviation,
+    runs_to_see,
+    runs_to_settle,
+    welch_difference,
+    welch_p,
+    wilson,
+)
+
+
+def test_discordant_images_are_counted() -> None:
+    first = np.array([True, True, True, False, False, True])
+    second = np.array([True, False, False, True, False, True])
+    assert discordant(first, second) == (2, 1, 6)
+
+
+@pytest.mark.parametrize("counts", [(0, 1), (3, 9), (0, 12), (12, 12)])
+def test_few_discordant_images_are_tested_exactly(counts: tuple[int, int]) -> None:
+    assert mcnemar_p(Discordant(*counts, 1000)) == pytest.approx(binomtest(counts[0], sum(counts)).pvalue)
+
+
+def test_many_discordant_images_are_tested_without_correction() -> None:
+    assert mcnemar_p(Discordant(255, 195, 10_000)) == pytest.approx(chi2.sf(60**2 / 450, 1))
+
+
+def test_equal_predictions_are_no_evidence() -> None:
+    assert mcnemar_p(Discordant(0, 0, 10_000)) == 1
+    value, low, high = paired_difference(Discordant(0, 0, 10_000))
+    assert value == 0 and low == pytest.approx(-high) and 0 < high < 0.0003
+
+
+def test_the_paired_interval_is_the_published_one() -> None:
+    """Airway hyper-responsiveness before and after transplantation, Fagerland, Lydersen and Laake (2014)."""
+    value, low, high = paired_difference(Discordant(7, 1, 21))
+    assert (round(value, 3), round(low, 3), round(high, 3)) == (-0.286, -0.508, -0.013)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.025])
+@pytest.mark.parametrize(("images", "discordant_images"), [(360, 3), (360, 20), (360, 60), (10_000, 10), (10_000, 450)])
+def test_equal_classifiers_are_told_apart_no_more_often_than_promised(
+    images: int, discordant_images: int, alpha: float
+) -> None:
+    """The exact probability, over all tables, that the one-sided bound is above 0."""
+    share = discordant_images / images
+    lowest, highest = (int(end) for end in binom.ppf([1e-9, 1 - 1e-9], images, share))
+    rate = 0.0
+    for total in range(lowest, highest + 1):
+
+        def certain(second: int, total: int = total) -> bool:
+            return paired_difference(Discordant(total - second, second, images), 1 - 2 * alpha).low > 0
+
+        critical = bisect_left(range(total + 1), True, key=certain)
+        rate += binom.pmf(total, images, share) * binom.sf(critical - 1, total, 0.5)
+    assert 0.001 < rate <= alpha
+
+
+def test_the_paired_interval_covers_a_true_difference() -> None:
+    generator = np.random.default_rng(0)
+    share = np.array([0.0255, 0.0195, 0.955])
+    draws = generator.multinomial(10_000, share, size=4000)
+    intervals = [paired_difference(Discordant(first, second, 10_000)) for first, second, _ in draws.tolist()]
+    covered = np.mean([low <= -0.006 <= high for _, low, high in intervals])
+    assert 0.94 <= covered <= 0.96
+
+
+def test_welch_is_scipys() -> None:
+    first, second = [0.930, 0.932, 0.929], [0.936, 0.931, 0.935, 0.938]
+    expected = ttest_ind(second, first, equal_var=False)
+    interval = expected.confidence_interval(0.9)
+    value, low, high = welch_difference(first, second, 0.9)
+    assert welch_p(first, second) == pytest.approx(expected.pvalue)
+    assert (value, low, high) == pytest.approx((0.935 - 0.930333333, interval.low, interval.high), abs=1e-8)
+    constant = [0.93, 0.93, 0.93]
+    assert welch_difference(constant, second).value == pytest.approx(0.005)
+
+
+@pytest.mark.parametrize(
+    ("second", "why"), [([0.93], "fewer than two runs"), ([0.93, 0.93, 0.93], "no two runs of a side differ")]
+)
+def test_welch_refuses_runs_that_say_nothing(second: list[float], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        welch_difference([0.94, 0.94, 0.94], second)
+
+
+def test_wilson_is_the_textbook_interval() -> None:
+    """81 of 263, Newcombe (1998), table I."""
+    assert [round(end, 4) for end in wilson(81, 263)] == [0.2553, 0.3662]
+
+
+def test_the_deviation_between_runs_follows_from_their_disagreement() -> None:
+    """Of two equal runs on many images; a recipe that agrees with itself more is not believed."""
+    assert run_deviation(Discordant(225, 225, 10_000)) == pytest.approx(0.0015)
+    assert run_deviation(Discordant(2, 1, 10_000)) == 0.0015
+    assert run_deviation(Discordant(18, 18, 360)) == pytest.approx(np.sqrt(0.1 / 360 / 2))
+    assert pooled_deviation([0.0, 2.0], [0.0, 4.0]) == pytest.approx(np.sqrt((2 + 8) / 2))
+
+
+def test_how_many_runs_a_difference_takes() -> None:
+    assert (runs_to_see(0.002, 0.0015), runs_to_see(0.005, 0.0015)) == (13, 4)
+    for effect in (0.05, 0.2, 0.9, 1.5, 2.5):
+        runs = runs_to_see(effect, 1.0)
+        powers = [TTestIndPower().power(effect, count, 0.05) for count in (runs - 1, runs)]
+        assert powers[0] < 0.9 <= powers[1]
+    assert runs_to_see(1.0, 0.0001) == runs_to_settle(1.0, 0.0001, 0.05) == 3
+
+
+def test_how_many_runs_settle_a_margin() -> None:
+    """The interval, as wide as the deviation makes it, is narrower than the margin; with one run less it is not."""
+    assert runs_to_settle(0.005, 0.0015, 0.05) == 4
+
+    def width(runs: int) -> float:
+        scores = np.linspace(-1, 1, runs)
+        side = 0.01 * scores / scores.std(ddof=1)
+        _, low, high = welch_difference(side.tolist(), side.tolist(), 0.9)
+        return high - low
+
+    runs = runs_to_settle(0.005, 0.01, 0.05)
+    assert width(runs) <= 0.005 < width(runs - 1)
+
+
+def test_it_imports_nothing_local() -> None:
+    tree = ast.parse(Path(stats_tests.__file__).read_text(encoding="utf-8"))
+    modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert modules and not any(module.startswith("onecycle") for module in modules)
