@@ -27,6 +27,7 @@ def main(params: Params, row: Row) -> None:
     schedule = one_cycle(params.one_cycle, max_lr, params.epochs, prepared.loader.steps)
     training = Run(prepared, schedule, params.optimizer, params.train)
     row.tags({"device": str(prepared.compute)})
+    print(f"train: on {prepared.compute}", flush=True)
 
     decides = {"data": dataset.digest, "learning rate": max_lr, "device": prepared.compute}
     ours = identity(flatten(params), code_of("train"), **decides, threads=torch.get_num_threads())

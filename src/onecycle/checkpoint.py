@@ -24,6 +24,7 @@ from ruamel.yaml import YAML
 from onecycle.errors import UserError
 
 KEPT = 2
+PATIENCE_SECONDS = 10  # for a run that was just asked to end, and finishes its step first
 _MAGIC = b"onecycle checkpoint 1\n"
 _DIGEST_SIZE = hashlib.sha256().digest_size
 _NOT_TRAINING = ("data.dataset", "data.limit", "lr_range.", "evaluate.", "report.", "gate.", "runtime.")
@@ -38,17 +39,22 @@ class Checkpoints:
         text = json.dumps(identity, sort_keys=True, indent=1)
         self._all, self._identity_text = folder, text
         self._folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
-        self._lock = FileLock(self._folder.with_suffix(".lock"))
+        self._lock = _lock(self._folder)
 
     def __enter__(self) -> Checkpoints:
         """Raises `UserError` where another process trains the very same run."""
         self._all.mkdir(parents=True, exist_ok=True)
+        lock = Path(self._lock.lock_file)
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=PATIENCE_SECONDS)
         except Timeout:
+            holder = lock.read_text(encoding="utf-8")
             raise UserError(
-                f"the same training already runs in another process (lock {self._lock.lock_file}); let it end first"
+                f"process {holder} runs the same training already (lock {lock}); let it end first"
             ) from None
+        lock.write_text(str(os.getpid()), encoding="utf-8")
+        for leftover in self._folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+            leftover.unlink()
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -73,7 +79,7 @@ class Checkpoints:
         self._folder.mkdir(parents=True, exist_ok=True)
         identity = self._folder / "identity.json"
         if not identity.exists():
-            identity.write_text(self._identity_text, encoding="utf-8")
+            write_whole(identity, self._identity_text.encode())
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         payload = buffer.getvalue()
@@ -92,12 +98,26 @@ class Checkpoints:
 
     def _why_not(self) -> list[str]:
         """Why the state of an earlier, interrupted run is not taken, if there is one."""
-        others = sorted(self._all.glob("*/identity.json"), key=lambda path: path.stat().st_mtime)
+        others = [kept for path in self._all.glob("*/identity.json") if (kept := _interrupted(path)) is not None]
         if not others:
             return []
-        theirs, ours = json.loads(others[-1].read_text(encoding="utf-8")), json.loads(self._identity_text)
+        _, theirs = max(others, key=lambda other: other[0])
+        ours = json.loads(self._identity_text)
         differing = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
         return [f"an interrupted run is kept but differs in {', '.join(differing)}; starting afresh"]
+
+
+def _lock(folder: Path) -> FileLock:
+    return FileLock(folder.with_suffix(".lock"))
+
+
+def _interrupted(path: Path) -> tuple[float, dict[str, str]] | None:
+    """(when it began, identity) of an interrupted run; None for one that goes on, or just ended."""
+    try:
+        with _lock(path.parent).acquire(timeout=0):
+            return path.stat().st_mtime, json.loads(path.read_text(encoding="utf-8"))
+    except (Timeout, FileNotFoundError):
+        return None
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -109,6 +129,9 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a failed write does not know where
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 
 from onecycle import signals
 from onecycle.checkpoint import Checkpoints
-from onecycle.errors import Stopped
 from onecycle.params import Params
 from onecycle.progress import TrainingProgress
 from onecycle.training import Epoch, Run
@@ -38,16 +37,17 @@ def train_to_end(
         def between_steps() -> None:
             nonlocal saved
             progress.step()
-            asked = request.signal_number
-            if asked is not None or time.monotonic() - saved >= params.runtime.checkpoint_seconds:
+            if request.signal_number is not None or time.monotonic() - saved >= params.runtime.checkpoint_seconds:
                 checkpoints.save(training.snapshot())
                 saved = time.monotonic()
-            if asked is not None:
-                raise Stopped(asked)
+            request.obey()
 
         for epoch in training.epochs(between_steps):
             log_metrics({**series(epoch, held_out), **progress.epoch(epoch)}, epoch.epoch)
             checkpoints.save(training.snapshot())
+            saved = time.monotonic()
+            request.obey()
+    request.obey()
 
 
 def series(epoch: Epoch, held_out: str) -> dict[str, float]:

@@ -32,6 +32,11 @@ class Request:
 
     signal_number: int | None = None
 
+    def obey(self) -> None:
+        """Raise `Stopped` if so."""
+        if self.signal_number is not None:
+            raise Stopped(self.signal_number)
+
 
 @contextmanager
 def deferred() -> Iterator[Request]:

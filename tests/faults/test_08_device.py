@@ -1,0 +1,21 @@
+"""A device that is not there is refused by name; `auto` takes the CPU and says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import set_params
+from ending import stage
+
+from onecycle import paths
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
+def test_cuda_without_one(workspace: Path) -> None:
+    model = (workspace / paths.MODEL).read_bytes()
+    set_params(workspace, {"train.device": "cuda"})
+    done = stage(workspace, "train", 2)
+    assert done.stderr == "error: train.device is cuda, but torch sees no such device here; set it to auto or cpu\n"
+    assert (workspace / paths.MODEL).read_bytes() == model

@@ -1,0 +1,239 @@
+"""Training state on disk: whole or not at all, checked when read, and only ever taken by the run it belongs to."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import REPO
+
+from onecycle import checkpoint
+from onecycle.checkpoint import Checkpoints, code_of, identity, write_whole
+from onecycle.errors import UserError
+from onecycle.params import Params, flatten
+
+IDENTITY = {"epochs": "3", "learning rate": "0.01"}
+
+
+def state(step: int) -> dict[str, Any]:
+    return {"step": step, "weights": torch.full((4,), float(step)), "history": [{"epoch": 1, "loss": 0.5}]}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """The two files that are left of steps 1 to 3."""
+    with Checkpoints(tmp_path, IDENTITY) as checkpoints:
+        written = [checkpoints.save(state(step)) for step in (1, 2, 3)]
+    assert [path.exists() for path in written] == [False, True, True]
+    return written[1:]
+
+
+def loaded(folder: Path, identity: dict[str, str] = IDENTITY) -> tuple[int | None, list[str]]:
+    with Checkpoints(folder, identity) as checkpoints:
+        found, notices = checkpoints.load()
+    if found is None:
+        return None, notices
+    assert torch.equal(found["weights"], torch.full((4,), float(found["step"])))
+    return found["step"], notices
+
+
+def test_the_newest_of_two_is_taken(files: list[Path], tmp_path: Path) -> None:
+    assert sorted(tmp_path.glob("*/step-*")) == files
+    assert loaded(tmp_path) == (3, [])
+
+
+def test_nothing_there_is_nothing_to_say(tmp_path: Path) -> None:
+    assert loaded(tmp_path) == (None, [])
+
+
+def flip_a_byte(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flip_a_byte,
+        lambda content: flip_a_byte(content[:200]) + content[200:],  # in the first 200 bytes: the checksum's own end
+        lambda content: content[:-1],
+        lambda content: content[: len(content) // 2],
+        lambda content: content + b"\0",
+        lambda content: b"",
+    ],
+    ids=["flipped", "flipped-early", "a-byte-short", "half", "a-byte-long", "empty"],
+)
+def test_a_damaged_file_is_told_and_the_one_before_is_taken(
+    files: list[Path], tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    before, newest = files
+    newest.write_bytes(damage(newest.read_bytes()))
+    assert loaded(tmp_path) == (2, [f"{newest.name} is damaged and not used"])
+    before.write_bytes(damage(before.read_bytes()))
+    assert loaded(tmp_path) == (None, [f"{path.name} is damaged and not used" for path in (newest, before)])
+
+
+def test_a_state_of_another_run_is_named_and_left_alone(files: list[Path], tmp_path: Path) -> None:
+    other = {**IDENTITY, "learning rate": "0.02"}
+    notice = "an interrupted run is kept but differs in learning rate; starting afresh"
+    assert loaded(tmp_path, other) == (None, [notice])
+    with Checkpoints(tmp_path, other) as checkpoints:
+        checkpoints.save(state(7))
+    assert loaded(tmp_path, other) == (7, [])
+    assert loaded(tmp_path) == (3, [])
+
+
+def test_a_run_that_goes_on_is_not_called_interrupted(files: list[Path], tmp_path: Path) -> None:
+    with Checkpoints(tmp_path, IDENTITY):
+        assert loaded(tmp_path, {"epochs": "9"}) == (None, [])
+
+
+def test_killed_before_its_first_state_there_is_nothing_to_say(files: list[Path], tmp_path: Path) -> None:
+    for path in files:
+        path.unlink()
+    assert loaded(tmp_path) == (None, [])
+
+
+def test_forgotten_when_done(files: list[Path], tmp_path: Path) -> None:
+    with Checkpoints(tmp_path, IDENTITY) as checkpoints:
+        checkpoints.clear()
+    assert loaded(tmp_path) == (None, [])
+    assert loaded(tmp_path, {"epochs": "9"}) == (None, [])
+
+
+def test_only_tensors_and_plain_values_are_read(tmp_path: Path) -> None:
+    """A file with a good checksum is still not trusted with code."""
+    with Checkpoints(tmp_path, IDENTITY) as checkpoints:
+        checkpoints.save({"step": 1, "weights": Path("not a plain value")})
+        with pytest.raises(Exception, match="Weights only load failed"):
+            checkpoints.load()
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from onecycle.checkpoint import Checkpoints
+
+with Checkpoints(Path(sys.argv[1]), {"epochs": "3", "learning rate": "0.01"}):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_one_process_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "PATIENCE_SECONDS", 0)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"process {holder.pid} runs the same training already"):
+            loaded(tmp_path)
+        assert loaded(tmp_path, {"epochs": "9"}) == (None, [])
+        holder.kill()  # the lock goes with the process
+    assert loaded(tmp_path) == (None, [])
+
+
+def test_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    write_whole(target, b"old")
+    write_whole(target, b"new")
+    assert target.read_bytes() == b"new"
+    with pytest.raises(TypeError):
+        write_whole(target, "no bytes")  # type: ignore[arg-type]
+    assert (target.read_bytes(), list(tmp_path.iterdir())) == (b"new", [target])
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from onecycle.checkpoint import Checkpoints
+
+def end_before_renaming(event, arguments):
+    if event == "os.rename" and "step-00000004" in str(arguments[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(end_before_renaming)
+with Checkpoints(Path(sys.argv[1]), {"epochs": "3", "learning rate": "0.01"}) as checkpoints:
+    checkpoints.save({"step": 4, "weights": torch.zeros(4)})
+"""
+
+
+def test_killed_while_writing(files: list[Path], tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.glob("*/.step-00000004*.tmp"))) == 1
+    assert loaded(tmp_path) == (3, [])
+    assert list(tmp_path.glob("*/.*")) == [], "what a killed process left is cleared away"
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import torch
+from onecycle.checkpoint import Checkpoints
+from onecycle.stage import exit_with
+
+def save():
+    with Checkpoints(Path(sys.argv[1]), {"epochs": "3", "learning rate": "0.01"}) as checkpoints:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+        checkpoints.save({"step": 4, "weights": torch.zeros(100_000)})
+
+exit_with(save)
+"""
+
+
+def test_a_full_disk_is_one_sentence_and_costs_nothing(files: list[Path], tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"error: no room left to write {files[0].with_name('step-00000004.ckpt')}; free some and run again"
+    ]
+    assert sorted(tmp_path.glob("*/step-*")) == files
+    assert loaded(tmp_path) == (3, [])
+
+
+def test_identity_is_what_decides_the_result(
+    small_params: Callable[..., Params], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = Path("training.py")
+    code.write_text("step()", encoding="utf-8")
+
+    def ours(changes: dict[str, Any] | None = None, **inputs: object) -> dict[str, str]:
+        inputs = {"data": "digest", "learning rate": 0.01, "threads": 1} | inputs
+        return identity(flatten(small_params(**(changes or {}))), [code], **inputs)
+
+    first = ours()
+    for irrelevant in (
+        {"runtime.checkpoint_seconds": 5, "runtime.workers": 2, "runtime.allocator": False},
+        {"evaluate.batch_size": 10},
+        {"lr_range.method": "valley"},
+    ):
+        assert ours(irrelevant) == first
+    for relevant in ({"seed": 1}, {"epochs": 4}, {"augment.pad": 3}, {"train.keep": "best"}, {"data.split_seed": 1}):
+        differing = {key for key, value in ours(relevant).items() if first[key] != value}
+        assert differing == set(relevant)
+    for inputs in ({"data": "other"}, {"learning rate": 0.02}, {"threads": 2}):
+        assert {key for key, value in ours(**inputs).items() if first[key] != value} == set(inputs)
+    code.write_text("step() or step()", encoding="utf-8")
+    assert {key for key, value in ours().items() if first[key] != value} == {"training.py"}
+    assert first["torch version"] == torch.__version__.partition("+")[0] or first["torch version"] == torch.__version__
+    json.dumps(first)
+
+
+def test_the_code_is_what_dvc_takes_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPO)
+    code = {path.as_posix() for path in code_of("train")}
+    assert {"stages/train.py", "src/onecycle/training.py", "src/onecycle/augment.py"} <= code
+    assert all((REPO / path).is_file() for path in code)

@@ -1,0 +1,57 @@
+"""Training carried to its end in one process: asked to end at an awkward moment, it ends, and goes on from there."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from test_training import assert_equal, make_run
+
+from onecycle.checkpoint import Checkpoints
+from onecycle.data import Dataset
+from onecycle.errors import Stopped
+from onecycle.params import Params
+from onecycle.resuming import train_to_end
+from onecycle.training import Run
+
+
+def carry(run: Run, params: Params, folder: Path, stop_after: int = 0) -> list[int]:
+    """Train to the end, or to a SIGTERM that comes when epoch `stop_after` is logged; the epochs that were logged."""
+    logged = []
+
+    def log(_values: Mapping[str, float], epoch: int) -> None:
+        logged.append(epoch)
+        if epoch == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with Checkpoints(folder, {"run": "one"}) as checkpoints:
+        train_to_end(run, checkpoints, params, "validation", log)
+    return logged
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_a_signal_between_epochs_or_after_the_last_is_obeyed(
+    small_params: Callable[..., Params],
+    digits: Dataset,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    epoch: int,
+) -> None:
+    """Above all in the last epoch: a stage whose dvc is gone must not go on to write its results."""
+    params = small_params()
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped) as stopped:
+        carry(make_run(params, digits), params, tmp_path, stop_after=epoch)
+    assert stopped.value.signal_number == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+    resumed = make_run(params, digits)
+    assert carry(resumed, params, tmp_path) == list(range(epoch + 1, 4))
+    assert f"train: resuming after step {9 * epoch} of 27" in capsys.readouterr().out
+    uninterrupted = make_run(params, digits)
+    assert carry(uninterrupted, params, tmp_path / "other") == [1, 2, 3]
+    assert resumed.state.history == uninterrupted.state.history
+    assert_equal(resumed.classifier.state_dict(), uninterrupted.classifier.state_dict())
