@@ -104,7 +104,7 @@ def test_the_curve_is_that_of_a_sweep_written_out_by_hand() -> None:
     rates, losses, accuracies = np.array(expected).T
     np.testing.assert_allclose(curve.learning_rate, rates, rtol=1e-12)
     np.testing.assert_allclose(curve.loss, losses, rtol=1e-4)
-    np.testing.assert_allclose(curve.accuracy, accuracies, atol=0.02)
+    np.testing.assert_allclose(curve.accuracy, accuracies, atol=0.01)
     assert curve.classes == 10
 
 
@@ -159,13 +159,18 @@ def test_everything_is_as_it_was_however_the_sweep_ends(ending: str, kind: str) 
         assert ending == "interrupted"
     elif ending == "diverged":
         assert 0 < len(curve) < 30
-        assert curve.loss[-1] > 5 * curve.loss.min()
     else:
         assert len(curve) == {"complete": 30, "nan": 12, "inf": 12}[ending]
     torch.testing.assert_close((network.state_dict(), optimizer.state_dict()), before, rtol=0, atol=0)
     assert torch.equal(network(probe), answers)
     assert not network.training
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_the_sweep_ends_at_the_first_loss_five_times_the_lowest() -> None:
+    curve = sweep(start_lr=0.001, end_lr=1000.0, iterations=60)
+    diverged = curve.loss > 5 * np.minimum.accumulate(curve.loss)
+    assert diverged.nonzero()[0].tolist() == [len(curve) - 1]
 
 
 def test_too_few_batches_are_refused_and_cost_no_weights() -> None:
@@ -233,6 +238,14 @@ def test_smoothing_cuts_what_is_worse_than_a_blind_guess() -> None:
     curve = Curve(np.array([0.1, 0.2, 0.3]), np.array([4.0, 1e30, 2.0]), np.array([0.05, 0.5, 0.3]), classes=10)
     np.testing.assert_allclose(curve.smoothed("loss", 0), [BLIND, BLIND, 2.0])
     np.testing.assert_allclose(curve.smoothed("accuracy", 0), [0.1, 0.5, 0.3])
+
+
+def test_smoothing_gives_no_step_more_than_twice_its_weight() -> None:
+    loss = np.zeros(50)
+    loss[-1] = 1
+    smoothed = Curve(np.geomspace(0.1, 1, 50), loss, loss, classes=10).smoothed("loss", 2.0)
+    assert smoothed.sum() == pytest.approx(1)
+    assert smoothed.max() <= 2 / (2.0 * math.sqrt(2 * math.pi))
 
 
 # the suggestion, where the answer is known
@@ -310,6 +323,29 @@ def test_the_way_down_from_a_spike_is_not_taken_for_learning() -> None:
     assert suggest(curve, params, 10).max_lr == pytest.approx(1e-3, rel=0.13)
 
 
+def test_making_up_for_a_small_rise_is_not_taken_for_learning() -> None:
+    def stumble(x: np.ndarray) -> np.ndarray:
+        return np.interp(x, [-5, -4, -2.5, -2.2, -1.9, -1, 0], [2.2, 2.2, 1.4, 1.75, 1.5, 1.5, 2.2])
+
+    max_lr = suggest(*drawn(stumble, smoothing=2.0), 10).max_lr
+    assert max_lr is not None
+    assert 1e-4 < max_lr < 10**-2.5
+
+
+def test_a_small_drop_at_the_start_does_not_outweigh_the_descent() -> None:
+    curve, params = drawn(lambda x: 1.0 + 0.9 * step_down(-2)(x) + 0.3 * step_down(-5, decades=0.1)(x))
+    assert suggest(curve, params, 10).max_lr == pytest.approx(1e-2, rel=0.13)
+
+
+def test_a_descent_may_end_in_a_sharp_turn() -> None:
+    def sharp(x: np.ndarray) -> np.ndarray:
+        return np.where(x < -2, 2.2 - np.clip((x + 4) / 2, 0, 1) ** 3, 1.2 + 2 * (x + 2))
+
+    max_lr = suggest(*drawn(sharp), 10).max_lr
+    assert max_lr is not None
+    assert 2e-3 < max_lr < 1e-2
+
+
 def test_what_follows_a_breakdown_is_not_read() -> None:
     def wreck(x: np.ndarray) -> np.ndarray:
         return np.interp(x, [-5, -4, -3, -2.5, -2, -1, -0.5, 0], [2.2, 2.2, 1.7, 1.6, 2.2, 2.2, 0.5, 2.2])
@@ -356,6 +392,23 @@ def test_no_edge_is_taken_for_an_answer(case: str, method: str, noise: float) ->
         assert suggestion.max_lr is None and suggestion.min_lr is None
         assert re.search(reason, suggestion.reason or "")
         assert re.search(advice, suggestion.advice or "")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("unlearning", [0.0, 3.0])
+def test_scatter_is_not_taken_for_a_fall(unlearning: float, method: str) -> None:
+    def level(x: np.ndarray) -> np.ndarray:
+        return 2.1 + np.where(x < -2, unlearning, 0)
+
+    for seed in range(20):
+        curve, params = drawn(level, noise=0.3, seed=seed, method=method)
+        assert "too flat" in (suggest(curve, params, 10).reason or "")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_scatter_is_not_taken_for_a_bend(method: str) -> None:
+    curves = [drawn(falls_to(1.3), noise=0.15, seed=seed, method=method) for seed in range(20)]
+    assert sum(suggest(curve, params, 10).accepted for curve, params in curves) <= 2
 
 
 def test_a_suggestion_is_the_file_it_becomes() -> None:

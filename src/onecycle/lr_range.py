@@ -109,7 +109,7 @@ class _Recorder:
         value, self.classes = loss.item(), logits.shape[1]
         if not math.isfinite(value):
             raise _NotFiniteError
-        accuracy = (logits.argmax(dim=1) == labels).float().mean().item()
+        accuracy = (logits.argmax(dim=1) == labels).sum().item() / len(labels)
         self.steps.append((float(self._optimizer.param_groups[0]["lr"]), value, accuracy))
         return loss
 

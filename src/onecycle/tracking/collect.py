@@ -24,12 +24,21 @@ class Findings:
     artifacts: list[tuple[Path, str]] = field(default_factory=list)
     """(file, folder in the row)."""
     dataset: dict[str, str] | None = None
+    model: tuple[Path, Path] | None = None
+    """The model's file, and one that holds pictures to show what it takes."""
+
+    def __bool__(self) -> bool:
+        """Whether there is anything."""
+        return bool(self.metrics or self.series or self.artifacts or self.dataset or self.model)
 
 
 def collect(stage: str, root: Path = Path()) -> Findings:
     """Read what a stage left in the workspace at `root`; what is not there is left out."""
     findings = _READERS[stage](root)
     findings.artifacts = [(root / file, folder) for file, folder in findings.artifacts if (root / file).is_file()]
+    if findings.model:
+        model, pictures = (root / file for file in findings.model)
+        findings.model = (model, pictures) if model.is_file() and pictures.is_file() else None
     return findings
 
 
@@ -102,7 +111,11 @@ def _train(root: Path) -> Findings:
 
 def _evaluate(root: Path) -> Findings:
     files = (paths.EVALUATE_METRICS, paths.PER_CLASS, paths.CONFUSION, paths.PREDICTIONS, paths.GALLERIES)
-    return Findings(_numbers("test/", _json(root / paths.EVALUATE_METRICS)), artifacts=_in("evaluate", *files))
+    return Findings(
+        _numbers("test/", _json(root / paths.EVALUATE_METRICS)),
+        artifacts=_in("evaluate", *files),
+        model=(paths.MODEL, paths.GALLERY_IMAGES),
+    )
 
 
 def _report(root: Path) -> Findings:

@@ -23,6 +23,11 @@ _RESULTS = (":(exclude)results", ":(exclude)dvc.lock")
 
 def tags(execution: Execution, params: Mapping[str, str]) -> dict[str, str]:
     """The tags of a new row; `params` as the row has them."""
+    return source(execution, params) | _machine()
+
+
+def source(execution: Execution, params: Mapping[str, str]) -> dict[str, str]:
+    """The tags that tell what a row was made from."""
     commit = git("rev-parse", "HEAD")
     changed = [line[3:] for line in git("status", "--porcelain", "--", ".", *_RESULTS).splitlines()]
     branch = _branch(commit)
@@ -36,7 +41,19 @@ def tags(execution: Execution, params: Mapping[str, str]) -> dict[str, str]:
         "git.changed": ", ".join(changed[:20]),
         "dvc.exp_name": execution.experiment or "",
         "dvc.baseline": execution.baseline or "",
-        "params.changed": _overrides(params) if any(Path(name).name == paths.PARAMS.name for name in changed) else "",
+        "params.changed": overrides(params) if any(Path(name).name == paths.PARAMS.name for name in changed) else "",
+    }
+    return _known(known)
+
+
+def changed_between(one: str, other: str) -> list[str]:
+    """The files that differ between two commits, but for what the pipeline itself writes."""
+    return git("diff", "--name-only", "--relative", one, other, "--", ".", *_RESULTS).splitlines()
+
+
+def _machine() -> dict[str, str]:
+    """The tags that tell what a row is made with."""
+    known = {
         "version.python": platform.python_version(),
         **{f"version.{name}": _version(name) for name in _VERSIONS},
         "hardware.cpu": _processor(),
@@ -45,7 +62,11 @@ def tags(execution: Execution, params: Mapping[str, str]) -> dict[str, str]:
         "hardware.host": platform.node(),
         "os": platform.platform(terse=True),
     }
-    return {name: without_secrets(value) for name, value in known.items() if value}
+    return _known(known)
+
+
+def _known(tags: Mapping[str, str]) -> dict[str, str]:
+    return {name: without_secrets(value) for name, value in tags.items() if value}
 
 
 def _branch(commit: str) -> str:
@@ -54,9 +75,9 @@ def _branch(commit: str) -> str:
     return git("branch", "--show-current") or git("-C", str(paths.original_root()), *tips).partition("\n")[0]
 
 
-def _overrides(params: Mapping[str, str]) -> str:
-    """The params that differ from the commit's, as `dvc exp run` takes them: "-S epochs=2 -S model.width=8"."""
-    committed = yaml_values.flat(yaml_values.load(git("show", f"HEAD:./{paths.PARAMS.as_posix()}")))
+def overrides(params: Mapping[str, str], commit: str = "HEAD") -> str:
+    """The params that differ from a commit's, as `dvc exp run` takes them: "-S epochs=2 -S model.width=8"."""
+    committed = yaml_values.flat(yaml_values.load(git("show", f"{commit}:./{paths.PARAMS.as_posix()}")))
     return " ".join(
         f"-S {name}={value}"
         for name, value in params.items()

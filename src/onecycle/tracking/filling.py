@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
+from onecycle import paths
 from onecycle.tracking.collect import Findings, collect
-from onecycle.tracking.freshness import fresh, read_lock
+from onecycle.tracking.freshness import Lock, fresh, read_lock
 from onecycle.tracking.journal import Journal
 
 
-def log(journal: Journal, stage: str, findings: Findings, live: Collection[tuple[str, int]] = ()) -> None:
-    """Add a stage's findings, except the (metric, step) that it logged while it ran."""
+def log(
+    journal: Journal,
+    stage: str,
+    findings: Findings,
+    live: Collection[tuple[str, int]] = (),
+    model_md5: str | None = None,
+) -> None:
+    """Add a stage's findings, except the (metric, step) that it logged while it ran.
+
+    Args:
+        model_md5: of the model that the findings are about, when that may not be the one on disk.
+    """
     points = [
         (step, {name: value for name, value in values.items() if (name, step) not in live})
         for step, values in findings.series
@@ -22,6 +35,19 @@ def log(journal: Journal, stage: str, findings: Findings, live: Collection[tuple
         journal.append("artifact", stage=stage, file=journal.keep(path), folder=folder)
     if findings.dataset:
         journal.append("dataset", stage=stage, dataset=findings.dataset)
+    _log_model(journal, stage, findings.model, model_md5)
+
+
+def _log_model(journal: Journal, stage: str, model: tuple[Path, Path] | None, expected: str | None) -> None:
+    """Add the model, or only its name when it is not there, or another is there."""
+    md5, file, pictures = expected, None, None
+    if model:
+        with model[0].open("rb") as stream:
+            found = hashlib.file_digest(stream, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
+        if expected in (None, found):
+            md5, file, pictures = found, *map(journal.keep, model)
+    if md5:
+        journal.append("model", stage=stage, model={"md5": md5, "file": file, "pictures": pictures})
 
 
 def fill_in(journal: Journal, stages: Iterable[str], params: Mapping[str, str], root: Path = Path()) -> None:
@@ -30,4 +56,10 @@ def fill_in(journal: Journal, stages: Iterable[str], params: Mapping[str, str], 
     for stage in stages:
         if fresh(stage, lock, params, root):
             journal.append("cached", stage=stage)
-            log(journal, stage, collect(stage, root))
+            log(journal, stage, collect(stage, root), model_md5=model_read_by(stage, lock))
+
+
+def model_read_by(stage: str, lock: Lock) -> str | None:
+    """The MD5 of the model that `evaluate` looked at, as dvc.lock has it; None for other stages."""
+    deps = lock.get(stage, {}).get("deps", ()) if stage == "evaluate" else ()
+    return next((dep.get("md5") for dep in deps if dep["path"] == paths.MODEL.as_posix()), None)

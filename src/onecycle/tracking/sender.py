@@ -20,6 +20,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from onecycle.tracking import registry
 from onecycle.tracking.collect import STAGES
 from onecycle.tracking.describe import description
 from onecycle.tracking.execution import Process
@@ -47,6 +48,7 @@ class Sender:
         self._store: Store | None = None
         self._known_params: dict[str, str] = {}  # by the store, from this process
         self._known_tags: dict[str, str] = {}
+        self._model_recorded = False
         self._sent = replace(journal.sent(), sender=Process.current(), trouble=None)
         journal.acknowledge(self._sent)
 
@@ -71,7 +73,7 @@ class Sender:
     @property
     def done(self) -> bool:
         """Whether the journal can go."""
-        return self.over and not self.journal.unsent()
+        return self.over and not self.journal.unsent() and (self._model_recorded or not self.summary.model)
 
     def read(self) -> None:
         """Take in what was appended, and note it when the stage that has the row open was killed."""
@@ -128,6 +130,27 @@ class Sender:
         except DeletedRowError:  # by a person, in the UI: let it be
             pass
         self._acknowledge(offset=self._read, trouble=None)
+
+    def push_model(self) -> None:
+        """Have the store name the row's model, which it may have to get first: the last thing, since it takes a while.
+
+        Raises:
+            StoreError: it waits for the next time.
+        """
+        if self._model_recorded or not self.summary.model:
+            return
+        evaluated = self.summary.stages.get("evaluate") == "ran"
+        try:
+            store = self._store or self._connected()
+            self.push()  # all of it again, when the store is another than the rest went to
+            registry.record(store, self._sent.run_id, self.summary.model, self.journal.files, evaluated)
+        except StoreError as trouble:
+            self._store = None
+            self._acknowledge(trouble=str(trouble))
+            raise
+        except DeletedRowError:
+            pass
+        self._model_recorded = True
 
     def _connected(self) -> Store:
         """The current store, and in `_sent` the row's run there and how much of the journal it has."""
@@ -194,6 +217,8 @@ def follow(journal: Journal) -> bool:
         if now >= retry_at:
             try:
                 sender.push()
+                if finished:
+                    sender.push_model()
                 if backlog:
                     send(backlog.pop())
             except StoreError:
@@ -220,6 +245,8 @@ def send(journal: Journal, wait: float = 0) -> None:
         if sender.over:
             sender.finish()
         sender.push()
+        if sender.over:
+            sender.push_model()
         if sender.done:
             journal.remove()
 

@@ -21,6 +21,7 @@ from onecycle.tracking.redaction import without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Experiment
 
 T = TypeVar("T")
 
@@ -50,12 +51,14 @@ class DeletedRowError(Exception):
 class Store:
     """An experiment in an MLflow store."""
 
-    def __init__(self, client: MlflowClient, uri: str, experiment_id: str, created: int) -> None:
-        self._client = client
-        self._experiment_id = experiment_id
+    def __init__(self, client: MlflowClient, uri: str, experiment: Experiment) -> None:
+        self.client = client
+        self.experiment_id: str = experiment.experiment_id
+        self.name: str = experiment.name
+        """Of the experiment, and of the registered model that its rows make versions of."""
         self._file = _sqlite_file(uri)
         self._inode = self._file.stat().st_ino if self._file else None
-        self.identity = f"{without_secrets(uri)}#{experiment_id}@{created}"
+        self.identity = f"{without_secrets(uri)}#{self.experiment_id}@{experiment.creation_time}"
         """Differs from that of any other store, also of one created anew in the same place."""
 
     @property
@@ -67,18 +70,26 @@ class Store:
         """The run that holds a row. Raises `DeletedRowError` when it is in the bin."""
         from mlflow.entities import ViewType
 
-        with _guarded():
-            found = self._client.search_runs(
-                [self._experiment_id], f"tags.`{ROW_TAG}` = '{row}'", ViewType.ALL, max_results=1
+        with guarded():
+            found = self.client.search_runs(
+                [self.experiment_id], f"tags.`{ROW_TAG}` = '{row}'", ViewType.ALL, max_results=1
             )
         if found and found[0].info.lifecycle_stage == "deleted":
             raise DeletedRowError
         return found[0].info.run_id if found else None
 
+    def has(self, tags: Mapping[str, str]) -> bool:
+        """Whether there is a row, be it in the bin, that has all of these tags."""
+        from mlflow.entities import ViewType
+
+        query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        with guarded():
+            return bool(self.client.search_runs([self.experiment_id], query, ViewType.ALL, max_results=1))
+
     def create(self, row: str, started: int) -> str:
         """Make a run for a row; returns the run's id."""
-        with _guarded():
-            run = self._client.create_run(self._experiment_id, start_time=started, tags={ROW_TAG: row})
+        with guarded():
+            run = self.client.create_run(self.experiment_id, start_time=started, tags={ROW_TAG: row})
         return str(run.info.run_id)
 
     def log(
@@ -104,29 +115,29 @@ class Store:
             fillvalue=(),
         )
         for some_metrics, some_params, some_tags in batches:
-            with _guarded():
-                self._client.log_batch(run_id, some_metrics, some_params, some_tags)
+            with guarded():
+                self.client.log_batch(run_id, some_metrics, some_params, some_tags)
 
     def artifact(self, run_id: str, path: Path, folder: str) -> None:
         """Upload a file; one that is there already is replaced."""
-        with _guarded():
-            self._client.log_artifact(run_id, str(path), folder)
+        with guarded():
+            self.client.log_artifact(run_id, str(path), folder)
 
     def dataset(self, run_id: str, name: str, digest: str, source: str, profile: str) -> None:
         """Say which data set a row is about."""
         from mlflow.entities import Dataset, DatasetInput
 
         entity = Dataset(name, digest, "local", source, profile=profile)
-        with _guarded():
-            self._client.log_inputs(run_id, [DatasetInput(entity)])
+        with guarded():
+            self.client.log_inputs(run_id, [DatasetInput(entity)])
 
     def set_status(self, run_id: str, status: str, ended: int | None) -> None:
         """RUNNING, or how and when (milliseconds since 1970) the row ended."""
-        with _guarded():
+        with guarded():
             if status == "RUNNING":
-                self._client.update_run(run_id, status)
+                self.client.update_run(run_id, status)
             else:
-                self._client.set_terminated(run_id, status, ended)
+                self.client.set_terminated(run_id, status, ended)
 
 
 def default_uri() -> str:
@@ -147,7 +158,7 @@ def connect(experiment: str) -> Store:
     """
     uri = current_uri()
     client = _client(uri)
-    with _guarded():
+    with guarded():
         found = _experiment(client, experiment, None if urlsplit(uri).scheme.startswith("http") else artifact_root())
     if found.lifecycle_stage == "deleted":
         advice = f"`mlflow experiments restore --experiment-id {found.experiment_id}` brings it back"
@@ -157,7 +168,7 @@ def connect(experiment: str) -> Store:
             f"mlflow.db keeps its artifacts in {found.artifact_location}, so this workspace was moved or copied; "
             "`onecycle sync --relocate` mends it"
         )
-    return Store(client, uri, found.experiment_id, found.creation_time)
+    return Store(client, uri, found)
 
 
 def experiments() -> list[tuple[str, str]]:
@@ -167,7 +178,7 @@ def experiments() -> list[tuple[str, str]]:
         StoreError: as `connect`.
     """
     client = _client(current_uri())
-    with _guarded():
+    with guarded():
         found = client.search_experiments(order_by=["last_update_time DESC"])
     return [(one.name, one.experiment_id) for one in found if one.name.startswith(EXPERIMENT_PREFIX)]
 
@@ -175,7 +186,7 @@ def experiments() -> list[tuple[str, str]]:
 def _client(uri: str) -> MlflowClient:
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    with _guarded():
+    with guarded():
         file = _sqlite_file(uri)
         if file is not None:
             prepare(file)
@@ -244,7 +255,7 @@ def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 @contextmanager
-def _guarded() -> Iterator[None]:
+def guarded() -> Iterator[None]:
     """Turn whatever a store raises into `StoreError`."""
     import requests
     from mlflow.exceptions import MlflowException

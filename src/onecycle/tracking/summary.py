@@ -15,6 +15,16 @@ _BAD_ENDS: tuple[Status, ...] = ("KILLED", "FAILED")
 """The end of a stage that decides the row's, whatever other stages did (`dvc repro --keep-going`); worst first."""
 
 
+@dataclass(frozen=True)
+class Model:
+    """The model that a row's evaluation is about."""
+
+    md5: str
+    file: str | None
+    pictures: str | None
+    """Copies in the journal, of the model and of images to show what it takes; None when it was not there any more."""
+
+
 @dataclass
 class Summary:
     """A row, folded from entries in their order; adding the same ones again changes nothing."""
@@ -32,6 +42,7 @@ class Summary:
     tags: dict[str, str] = field(default_factory=dict)
     stages: dict[str, str] = field(default_factory=dict)
     """Stage → "ran", "cached", or how it ended otherwise."""
+    model: Model | None = None
     running: tuple[str, Process] | None = None
     """The stage that has opened the row and not closed it."""
     ended: int | None = None
@@ -75,6 +86,8 @@ class Summary:
                     self.metrics.update(values)
             case "tags":
                 self.tags.update(entry["values"])
+            case "model":
+                self.model = Model(**entry["model"])
             case "cached":
                 self.stages[stage] = "cached"
             case "close":

@@ -10,7 +10,7 @@ from onecycle.tracking.sender import send
 from onecycle.tracking.store import StoreError
 from onecycle.tracking.summary import Summary
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 300.0
 """How long to wait for a sender that is about to finish with an execution that is over."""
 
 

@@ -1,0 +1,234 @@
+"""`onecycle sync --from-git`: rows for what git and DVC still know, when mlflow.db is gone.
+
+That is each DVC experiment, each committed reference run, and dvc.lock in the workspace. Nothing is checked out: a
+dvc.lock names every result by its MD5, so each is taken from the commit or from DVC's cache, wherever it still is.
+A row that the store has already is left alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+
+from onecycle import params, paths
+from onecycle.errors import UserError
+from onecycle.revisions import WORKSPACE, Place
+from onecycle.tracking import context, yaml_values
+from onecycle.tracking.collect import STAGES, Findings, collect
+from onecycle.tracking.execution import Execution, Process
+from onecycle.tracking.filling import log, model_read_by
+from onecycle.tracking.freshness import Lock, read_lock
+from onecycle.tracking.git import git
+from onecycle.tracking.journal import Journal, root
+from onecycle.tracking.sender import send
+from onecycle.tracking.store import EXPERIMENT_PREFIX, DeletedRowError, StoreError, connect
+
+REFERENCE = Path("results/reference")
+LOCK_TAG = "dvc.lock"
+NOBODY = Process(platform.node(), 0, 0.0)
+"""Stands for the processes of an execution that is long over."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """A run that left its results in git."""
+
+    place: Place
+    made_from: str
+    """The commit whose code made it."""
+    started: int
+    """Milliseconds since 1970, as good as git knows."""
+    experiment: str | None = None
+    """DVC's name of it."""
+
+
+def rebuild() -> Iterator[str]:
+    """Add the rows that the store has not got; yields a line a row.
+
+    Raises:
+        UserError: the store does not take them, or DVC cannot be asked for its cache.
+    """
+    cache = _cache()
+    for past in (*_experiments(), *_references(), *_workspace()):
+        try:
+            yield f"{past.place.name}: {_add(past, cache)}"
+        except StoreError as error:
+            raise UserError(f"{error}; run `onecycle sync --from-git` again when the store is back") from None
+
+
+def _add(past: Past, cache: Path) -> str:
+    with TemporaryDirectory(prefix="onecycle-") as temporary:
+        folder = Path(temporary)
+        _restore(past.place, cache, folder)
+        values = _params(folder)
+        if "data.dataset" not in values:
+            return "no params, so no row"
+        found = {stage: findings for stage in STAGES if (findings := collect(stage, folder))}
+        if not found:
+            return "no results, so no row"
+        lock = folder / paths.DVC_LOCK
+        digest = hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else ""
+        row = hashlib.sha256(f"{past.place.name} {digest}".encode()).hexdigest()[:32]
+        same = {LOCK_TAG: digest, **({"dvc.exp_name": past.experiment} if past.experiment else {})}
+        store = connect(EXPERIMENT_PREFIX + values["data.dataset"])
+        try:
+            if store.find(row) or (digest and store.has(same)):
+                return "is there"
+        except DeletedRowError:
+            return "was deleted"
+        journal = _journal(past, row, values, digest, found, read_lock(folder))
+    send(journal, wait=60)
+    return "added"
+
+
+def _journal(
+    past: Past, row: str, values: dict[str, str], digest: str, found: dict[str, Findings], lock: Lock
+) -> Journal:
+    """What the run would have written; put in its place only when it is whole."""
+    *_, last = found
+    with TemporaryDirectory(prefix="rebuilding-", dir=_made(paths.state())) as temporary:
+        journal = Journal(Path(temporary) / row)
+        execution = Execution(NOBODY, None, past.experiment, past.made_from if past.experiment else None)
+        journal.append(
+            "open",
+            at=past.started,
+            stage=last,
+            row=row,
+            params=values,
+            execution=asdict(execution),
+            process=asdict(NOBODY),
+            workspace=str(paths.original_root()),
+        )
+        tags = {**_tags(past, values), "rebuilt": "from git", LOCK_TAG: digest}
+        journal.append("tags", stage=last, values={name: value for name, value in tags.items() if value})
+        journal.append("close", at=past.started, stage=last, status="FINISHED")
+        for stage, findings in found.items():
+            journal.append("cached", stage=stage)
+            log(journal, stage, findings, model_md5=model_read_by(stage, lock))
+        return Journal(journal.folder.rename(_made(root()) / f"git-{row}"))
+
+
+def _tags(past: Past, values: dict[str, str]) -> dict[str, str]:
+    if past.place.name == WORKSPACE:
+        return context.source(Execution(NOBODY), values)
+    name = past.experiment or past.place.name
+    tags = {"mlflow.runName": name, "git.commit": past.made_from, "mlflow.source.git.commit": past.made_from}
+    if past.experiment and past.place.commit:
+        changed = context.changed_between(past.made_from, past.place.commit)
+        overrides = context.overrides(values, past.made_from) if paths.PARAMS.name in changed else ""
+        tags |= {"dvc.exp_name": past.experiment, "dvc.baseline": past.made_from, "params.changed": overrides}
+        tags |= {"git.dirty": str(bool(changed)).lower(), "git.changed": ", ".join(changed[:20])}
+    return tags
+
+
+# ------------------------------------------------------------------------------------------------ what git knows
+
+
+def _experiments() -> Iterator[Past]:
+    """Every DVC experiment: refs/exps/<2 digits>/<38 digits of the commit it started from>/<name>."""
+    listed = git("for-each-ref", "--format=%(objectname) %(committerdate:unix) %(refname)", "refs/exps")
+    for line in listed.splitlines():
+        commit, seconds, reference = line.split(" ", 2)
+        parts = PurePosixPath(reference).parts
+        if len(parts) == 5 and len(parts[2] + parts[3]) == 40:
+            yield Past(Place(parts[4], commit, None), parts[2] + parts[3], int(seconds) * 1000, parts[4])
+
+
+def _references() -> Iterator[Past]:
+    """Folders below results/reference that hold a run: its params and what it measured."""
+    for file in sorted(REFERENCE.rglob(paths.PARAMS.name)):
+        commit, _, seconds = git("log", "-1", "--format=%H %ct", "--", str(file.parent)).partition(" ")
+        if commit:
+            yield Past(Place(str(file.parent.relative_to(REFERENCE)), None, file.parent), commit, int(seconds) * 1000)
+
+
+def _workspace() -> Iterator[Past]:
+    if paths.DVC_LOCK.exists():
+        started = int(paths.DVC_LOCK.stat().st_mtime * 1000)
+        yield Past(Place(WORKSPACE, None, Path()), git("rev-parse", "HEAD"), started)
+
+
+# ------------------------------------------------------------------------------------------------ what is still there
+
+
+def _cache() -> Path:
+    """DVC's cache of files by their MD5."""
+    done = subprocess.run([sys.executable, "-m", "dvc", "cache", "dir"], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise UserError("`dvc cache dir` fails here; run from the workspace, the folder that holds dvc.yaml")
+    return Path(done.stdout.strip().splitlines()[-1]) / "files" / "md5"
+
+
+def _restore(place: Place, cache: Path, folder: Path) -> None:
+    """Put into `folder` what there is of a run: its params, its dvc.lock, and results that are what that records.
+
+    A reference run need not have a dvc.lock; its files are then taken as they are.
+    """
+    for path in (paths.PARAMS, paths.DVC_LOCK):
+        _write(folder / path, place.read(path))
+    lock = read_lock(folder)
+    if not lock:
+        results = {value for value in vars(paths).values() if isinstance(value, Path) and value.parts[0] == "results"}
+        for path in sorted(path for path in results if path.suffix in (".json", ".csv", ".parquet", ".txt")):
+            _write(folder / path, place.read(path))
+    for stage in lock.values():
+        for out in stage.get("outs", ()):
+            _restore_out(place, cache, folder / out["path"], Path(out["path"]), str(out.get("md5", "")))
+
+
+def _restore_out(place: Place, cache: Path, target: Path, path: Path, md5: str) -> None:
+    cached = cache / md5[:2] / md5[2:]
+    if md5.endswith(".dir"):
+        entries = json.loads(cached.read_bytes()) if cached.is_file() else []
+        for entry in entries:
+            _restore_out(place, cache, target / entry["relpath"], path / entry["relpath"], entry["md5"])
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if cached.is_file():
+        target.symlink_to(cached.resolve())
+        return
+    content = place.read(path)
+    if content is not None and hashlib.md5(content, usedforsecurity=False).hexdigest() == md5:
+        _write(target, content)
+
+
+def _params(folder: Path) -> dict[str, str]:
+    """A run's params as a row has them; where dvc.lock differs from params.yaml, it knows what was used."""
+    file = folder / paths.PARAMS
+    if not file.exists():
+        return {}
+    try:
+        values = params.flatten(params.load(file))
+    except UserError:  # of a time when there were other knobs
+        values = yaml_values.flat(yaml_values.load(file.read_bytes()))
+    spelled = {name: yaml_values.spelled(value) for name, value in values.items()}
+    for name, value in _recorded(read_lock(folder)).items():
+        if name not in spelled or not yaml_values.same(value, spelled[name]):
+            spelled[name] = yaml_values.spelled(value)
+    return spelled
+
+
+def _recorded(lock: Lock) -> dict[str, object]:
+    return {
+        name: value
+        for stage in lock.values()
+        for name, value in yaml_values.flat(stage.get("params", {}).get(paths.PARAMS.name, {})).items()
+    }
+
+
+def _write(target: Path, content: bytes | None) -> None:
+    if content is not None:
+        _made(target.parent)
+        target.write_bytes(content)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

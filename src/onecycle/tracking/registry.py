@@ -1,0 +1,93 @@
+"""The models of a store: one version for each models/model.pt, known by its MD5, which is its name in dvc.lock too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from onecycle import paths
+from onecycle.tracking.export import export
+from onecycle.tracking.store import Store, guarded
+from onecycle.tracking.summary import Model
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+CANDIDATE = "candidate"
+"""Alias of the version that was evaluated last."""
+MD5_TAG = "model.md5"
+VERSION_TAG = "model.version"
+"""Of a row: the version it made or shares, as "onecycle-cifar10/3"."""
+
+
+def record(store: Store, run_id: str, model: Model, files: Path, evaluated: bool) -> None:
+    """Have a row name the version of its model; one that the store has not got is exported and registered.
+
+    Args:
+        files: the folder that `model`'s files are in.
+        evaluated: the row's own evaluation is what there is to know of it, so it is the candidate.
+
+    Raises:
+        StoreError: the store does not take it.
+    """
+    paths.state().mkdir(exist_ok=True)
+    with FileLock(paths.state() / "model.lock"):  # one export at a time, and none twice
+        version = _find(store, model.md5)
+        if version is None and model.file and model.pictures:
+            with TemporaryDirectory(prefix="onecycle-") as folder:
+                exported = Path(folder) / "model"
+                trouble = export(files / model.file, files / model.pictures, exported)
+                if trouble:
+                    store.log(run_id, tags={"model.error": trouble})
+                    return
+                version = _register(store, run_id, model.md5, exported)
+    if version is None:  # a cached evaluation of a model that is not here
+        return
+    _name(store, run_id, version)
+    if evaluated:
+        with guarded():
+            store.client.set_registered_model_alias(store.name, CANDIDATE, version.version)
+
+
+def _find(store: Store, md5: str) -> ModelVersion | None:
+    query = f"name = '{store.name}' and tags.`{MD5_TAG}` = '{md5}'"
+    with guarded():
+        found = store.client.search_model_versions(query, max_results=1, order_by=["version_number DESC"])
+    return found[0] if found else None
+
+
+def _register(store: Store, run_id: str, md5: str, folder: Path) -> ModelVersion:
+    """Log an exported model and make it a version; after a kill in between, the same logged model is used again."""
+    from mlflow.exceptions import MlflowException
+
+    tags: dict[str, Any] = {MD5_TAG: md5}
+    with guarded():
+        logged = store.client.search_logged_models([store.experiment_id], f"source_run_id = '{run_id}'", max_results=1)
+        model = next(iter(logged), None) or store.client.create_logged_model(
+            store.experiment_id, "model", source_run_id=run_id, tags=tags
+        )
+        store.client.log_model_artifacts(model.model_id, str(folder))
+        store.client.finalize_logged_model(model.model_id, "READY")
+        try:
+            store.client.create_registered_model(store.name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        return store.client.create_model_version(
+            store.name, f"models:/{model.model_id}", run_id, tags=tags, model_id=model.model_id
+        )
+
+
+def _name(store: Store, run_id: str, version: ModelVersion) -> None:
+    """Tell the row's version in a tag, and show the model on the row's page."""
+    from mlflow.entities import LoggedModelOutput
+
+    store.log(run_id, tags={VERSION_TAG: f"{store.name}/{version.version}"})
+    with guarded():
+        logged = str(version.source).removeprefix("models:/")  # its model_id is empty when read from SQLite
+        outputs = store.client.get_run(run_id).outputs
+        if not outputs or logged not in {output.model_id for output in outputs.model_outputs}:
+            store.client.log_outputs(run_id, [LoggedModelOutput(logged, 0)])

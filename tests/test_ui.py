@@ -1,0 +1,91 @@
+"""`onecycle ui` as a person sees it: the runs table at the printed address, and two runs compared."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+from tracked_workspace import Workspace, finish, wait_for
+
+CHROMIUM = shutil.which("chromium")
+LOSSES = {"first": [2.0, 1.5, 1.25], "second": [2.0, 1.0, 0.75]}
+
+STAGE = """
+row.tags({{"mlflow.runName": "{name}"}})
+for epoch, loss in enumerate({losses}, 1): row.metrics({{"train/loss": loss}}, step=epoch)
+row.metrics({{"test/accuracy": 1 - {losses}[-1] / 10}})
+"""
+
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium: apt-get install chromium"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # playwright's pipes, closed by its own process
+]
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """Of the runs table of a store with two rows, as `onecycle ui` prints it, once the server answers."""
+    workspace = Workspace(tmp_path / "work")
+    for name, losses in LOSSES.items():
+        finish(workspace.stage("train", STAGE.format(name=name, losses=losses), ONECYCLE_TRACKING="journal"))
+    finish(workspace.sync())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ui = workspace.python("-c", f"from onecycle.cli import main; main(['ui', '--port', '{port}'])")
+    try:
+        assert ui.stdout
+        printed = ui.stdout.readline()
+        yield printed.split(": ", 1)[1].strip()
+    finally:
+        ui.send_signal(signal.SIGTERM)  # the server ends its worker
+        ui.communicate(timeout=60)
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    """A page of headless Chromium that has not talked to anybody."""
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []  # it refuses a sandbox to root
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        page = browser.new_page(viewport={"width": 1600, "height": 1000})
+        page.set_default_timeout(60_000)
+        yield page
+        browser.close()
+
+
+def open_when_served(page: Page, address: str) -> None:
+    """Open an address whose server takes some seconds to start."""
+    host, port = re.findall(r"//([\d.]+):(\d+)", address)[0]
+
+    def served() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex((host, int(port))) == 0
+
+    wait_for(served, 120)
+    page.goto(address)
+
+
+def test_the_printed_address_shows_the_rows_and_two_of_them_compare(page: Page, address: str) -> None:
+    open_when_served(page, address)
+    for name in LOSSES:
+        page.get_by_role("link", name=name, exact=True).wait_for()
+    for name in LOSSES:
+        page.get_by_role("row").filter(has_text=name).get_by_role("checkbox").first.check(force=True)
+    page.get_by_role("button", name="Compare").click()
+    page.get_by_text("Comparing 2 Runs").first.wait_for()
+    for text in ("0.875", "0.925", "1.25", "0.75"):  # accuracy and last loss of each
+        page.get_by_text(text, exact=True).first.wait_for()
+
+    page.get_by_role("link", name="train/loss").first.click()
+    for name in LOSSES:
+        page.get_by_text(f"{name} (train/loss)").first.wait_for(state="attached")
+    lines = page.locator(".scatterlayer path.js-line")  # drawn twice, once invisibly
+    assert len({line.get_attribute("d") for line in lines.all()}) == 2
