@@ -27,7 +27,7 @@ from onecycle.params import LRRangeParams
 
 Array = NDArray[np.float64]
 
-FALL, FALL_IN_ERRORS = 0.05, 5.0
+FALL, FALL_IN_ERRORS = 0.05, 6.0
 """A curve must fall by this share of its start, and by so many of its standard errors, to tell rates apart."""
 
 BEND, BEND_IN_ERRORS = 0.05, 2.0
