@@ -25,8 +25,6 @@ from onecycle.tracking.relocate import relocate
 from onecycle.tracking.store import default_uri, prepare
 from onecycle.tracking.sync import sync
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload``:sqlalchemy.exc.SADeprecationWarning")  # MLflow's own
-
 JOURNAL = {"ONECYCLE_TRACKING": "journal"}
 SECRET = "s3cret-that-nobody-may-see"
 

@@ -86,10 +86,7 @@ class Albumentations:
 
         cv2.setNumThreads(1)  # images of 32×32 only lose by threads
         border = cv2.BORDER_CONSTANT if augment.border == "constant" else cv2.BORDER_REFLECT_101
-        border_fill, hole_fill = (
-            fill_colour(augment.border_fill, mean),
-            fill_colour(augment.cutout_fill, mean),
-        )
+        border_fill, hole_fill = (fill_colour(fill, mean) for fill in (augment.border_fill, augment.cutout_fill))
         before, after = overhang(augment)
         canvas = side + 2 * augment.pad
         cutout = A.CoarseDropout(

@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-from statsmodels.stats.proportion import proportion_confint
 
 from onecycle.errors import UserError
+from onecycle.stats_tests import wilson
 
 if TYPE_CHECKING:
     import torch
@@ -109,21 +109,30 @@ def metrics(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> di
     """
     result = outcomes(probabilities, labels)
     n, classes = probabilities.shape
-    hits = int(result.correct.sum())
-    low, high = proportion_confint(hits, n, alpha=0.05, method="wilson")
+    told = prediction_metrics(result, classes)
     ranks = _ranks(probabilities, labels)
     squares = ((_normalised(probabilities) - np.eye(classes)[labels]) ** 2).sum(axis=1)
-    bins = reliability(result.confidence, result.correct)
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        labels, result.predictions, labels=range(classes), average="macro", zero_division=0
-    )
     return {
-        "accuracy": hits / n,
-        "accuracy_low": float(low),
-        "accuracy_high": float(high),
+        **{key: told[key] for key in ("accuracy", "accuracy_low", "accuracy_high")},
         **{f"top{k}": int((ranks < k).sum()) / n for k in range(2, 6)},
         "loss": math.fsum(result.losses) / n,
         "brier": math.fsum(squares) / n,
+        **told,
+    }
+
+
+def prediction_metrics(result: Outcomes, classes: int) -> dict[str, float | int]:
+    """Those of `metrics` that predictions.parquet alone tells, so that a reader of both can check them."""
+    n, hits = len(result.labels), int(result.correct.sum())
+    low, high = wilson(hits, n)
+    bins = reliability(result.confidence, result.correct)
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        result.labels, result.predictions, labels=range(classes), average="macro", zero_division=0
+    )
+    return {
+        "accuracy": hits / n,
+        "accuracy_low": low,
+        "accuracy_high": high,
         "ece": math.fsum(bins["images"] / n * (bins["accuracy"] - bins["confidence"]).abs()),
         "macro_precision": float(precision),
         "macro_recall": float(recall),

@@ -23,7 +23,6 @@ from onecycle import evaluation, paths
 from onecycle.errors import UserError
 from onecycle.refusals import shown
 from onecycle.revisions import AbsentError, Place, find
-from onecycle.stats_tests import wilson
 from onecycle.tracking import yaml_values
 
 SHARE = (0.0, 1.0)
@@ -280,22 +279,9 @@ def _within(values: NDArray[Any], low: float, high: float) -> NDArray[np.bool_]:
 
 def _check_agreement(place: Place, results: Results) -> None:
     """Refuse metrics that the predictions beside them do not give."""
-    n, correct = len(results.labels), results.correct
-    hits = int(correct.sum())
-    unknown = np.full(n, np.nan)  # losses are not in the file, and not needed here
+    unknown = np.full(len(results.labels), np.nan)  # losses are not in the file, and not needed here
     outcomes = evaluation.Outcomes(results.labels, results.predictions, results.confidence, unknown)
-    classes = evaluation.per_class(outcomes, results.classes)
-    bins = evaluation.reliability(results.confidence, correct)
-    low, high = wilson(hits, n)
-    found = {
-        "wrong": n - hits,
-        "accuracy": hits / n,
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "ece": math.fsum(bins["images"] / n * (bins["accuracy"] - bins["confidence"]).abs()),
-        **{f"macro_{name}": float(classes[name].mean()) for name in ("precision", "recall", "f1")},
-    }
-    for key, value in found.items():
+    for key, value in evaluation.prediction_metrics(outcomes, len(results.classes)).items():
         claimed = results.metrics.get(key, value)
         if not math.isclose(claimed, value, rel_tol=0, abs_tol=1e-9):
             raise UserError(
