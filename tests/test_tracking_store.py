@@ -17,12 +17,12 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from tracked_workspace import REPO, Workspace, finish, wait_for
+from tracked_workspace import REPO, Workspace, finish, forget_stores, wait_for
 
 from onecycle.errors import UserError
+from onecycle.tracking.database import default_uri, prepare
 from onecycle.tracking.git import final_lock
 from onecycle.tracking.relocate import relocate
-from onecycle.tracking.store import default_uri, prepare
 from onecycle.tracking.sync import sync
 
 JOURNAL = {"ONECYCLE_TRACKING": "journal"}
@@ -52,6 +52,7 @@ def fresh_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.chdir(workspace.root)
     yield workspace
     workspace.close()
+    forget_stores()
 
 
 @pytest.fixture
@@ -113,6 +114,7 @@ def test_ten_executions_in_folders_that_disappear_become_ten_rows_in_a_fresh_sto
         assert (row.artifacts / "stats/samples.png").read_bytes() == b"picture %d" % number
         assert row.artifacts.is_relative_to(workspace.root / "mlartifacts")
         assert row.params["epochs"] == "24" and len(row.params) > 50
+    assert list(tmp_path.iterdir()) == [workspace.root]  # no folder with a quoted name beside it
     download = mlflow.MlflowClient(default_uri()).download_artifacts
     assert Path(download(rows[0].run_id, "stats/stats.json", str(tmp_path))).is_file()
     assert not workspace.journals

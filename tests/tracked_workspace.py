@@ -133,6 +133,20 @@ def _path(uri: str) -> Path:
     return Path(unquote(urlsplit(uri).path))
 
 
+def forget_stores() -> None:
+    """Have MLflow open each store anew: it keeps them by address, and mlflow.db has the same in every workspace."""
+    from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as Models
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as Rows
+    from mlflow.tracking._model_registry.registry import ModelRegistryStoreRegistry
+    from mlflow.tracking._tracking_service.registry import TrackingStoreRegistry
+
+    for kind in (Models, Rows):
+        while kind._engine_map:
+            kind._engine_map.popitem()[1].dispose()
+    for registry in (ModelRegistryStoreRegistry, TrackingStoreRegistry):
+        registry._get_store_with_resolved_uri.cache_clear()
+
+
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
     """Wait until `condition` holds; fail when it takes longer than `seconds`."""
     deadline = time.monotonic() + seconds

@@ -8,7 +8,8 @@ import sys
 from urllib.parse import urlsplit
 
 from onecycle.errors import UserError
-from onecycle.tracking.store import StoreError, current_uri, experiments
+from onecycle.tracking.errors import StoreError
+from onecycle.tracking.store import current_uri, experiments
 
 
 def serve(port: int) -> None:
