@@ -172,6 +172,17 @@ def experiments() -> list[tuple[str, str]]:
     return [(one.name, one.experiment_id) for one in found if one.name.startswith(EXPERIMENT_PREFIX)]
 
 
+def tag_experiment(experiment_id: str, name: str, value: str) -> None:
+    """Set a tag of an experiment of the current store.
+
+    Raises:
+        StoreError: as `connect`.
+    """
+    client = _client(current_uri())
+    with guarded():
+        client.set_experiment_tag(experiment_id, name, value)
+
+
 def _client(uri: str) -> MlflowClient:
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
