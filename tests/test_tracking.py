@@ -21,6 +21,7 @@ from onecycle.errors import Stopped, UserError
 from onecycle.params import Params, load
 from onecycle.tracking import context, delivery, join
 from onecycle.tracking.collect import collect
+from onecycle.tracking.describe import description
 from onecycle.tracking.execution import Execution, Process, dvc_arguments
 from onecycle.tracking.freshness import fresh
 from onecycle.tracking.journal import Journal
@@ -482,6 +483,38 @@ def test_the_summary_of_entries_added_twice_is_the_same(workspace: Workspace, pa
         row.metrics({"train/loss": 1.0}, step=1)
     entries = workspace.entries()
     assert Summary().add(entries) == Summary().add(entries).add(entries[2:])
+
+
+@pytest.mark.parametrize(
+    ("tags", "commands"),
+    [
+        ({"git.commit": "abc"}, ["git checkout abc", "dvc repro"]),
+        (
+            {"git.commit": "abc", "params.changed": "-S epochs=2", "git.changed": "params.yaml"},
+            ["git checkout abc", "dvc exp run -S epochs=2"],
+        ),
+        (
+            {"git.commit": "abc", "git.changed": "a.py, params.yaml", "dvc.exp_name": "odd-name"},
+            ["git checkout abc", "dvc repro", "dvc exp apply odd-name", "dvc repro"],
+        ),
+        ({"git.commit": "abc", "git.changed": "a.py"}, ["git checkout abc", "dvc repro"]),
+        ({}, []),
+    ],
+)
+def test_the_description_has_the_numbers_and_the_commands_that_make_the_row_again(
+    tags: dict[str, str], commands: list[str]
+) -> None:
+    text = description(Summary(tags=tags, metrics={"test/accuracy": 0.93456, "train/parameters": 6573130.0, "x": 1.0}))
+    lines = text.splitlines()
+    assert [line for line in lines if line.startswith("| ")][1:] == [
+        "| test accuracy | 93.46% |",
+        "| parameters | 6,573,130 |",
+    ]
+    assert [line.strip() for line in lines if line.startswith("    ")] == commands
+    if tags.get("git.changed") == "a.py":
+        assert "a.py, which are in no commit" in text  # no command brings those back, and the row says so
+    if not tags:
+        assert "no command makes it again" in text
 
 
 def test_many_executions_have_many_journals(workspace: Workspace) -> None:

@@ -155,17 +155,22 @@ print(connect("onecycle-digits").identity)
     assert not list(fresh_workspace.root.glob("*.tmp*"))
 
 
-def test_values_are_in_the_store_while_the_stage_runs_and_a_killed_stage_is_noted(workspace: Workspace) -> None:
+def test_values_are_in_the_store_while_the_stage_runs_and_killed_stages_are_noted(workspace: Workspace) -> None:
+    """The one that is killed now by its own sender, one that was killed with its sender by the next execution's."""
+    earlier = workspace.stage("stats", "print('ready', flush=True); time.sleep(60)", **JOURNAL)
+    assert earlier.stdout and earlier.stdout.readline() == "ready\n"
+    earlier.kill()
+    earlier.communicate()
     body = "for epoch in range(1, 600):\n    row.metrics({'train/loss': 1 / epoch}, step=epoch); time.sleep(0.1)"
     stage = workspace.stage("train", body)
     wait_for(lambda: [row for row in workspace.rows() if len(row.metrics.get("train/loss", ())) > 5])
-    wait_for(lambda: "system/cpu_utilization_percentage" in workspace.rows()[0].metrics)
-    assert workspace.rows()[0].status == "RUNNING"
+    wait_for(lambda: "system/cpu_utilization_percentage" in workspace.rows()[-1].metrics)
+    wait_for(lambda: len(workspace.rows()) == 2)
+    assert [row.status for row in workspace.rows()] == ["KILLED", "RUNNING"]
     stage.kill()
     stage.communicate()
-    wait_for(lambda: workspace.rows()[0].status == "KILLED", 20)
-    [row] = workspace.rows()
-    assert row.tags["dvc.stages"] == "train killed"
+    wait_for(lambda: workspace.rows()[-1].status == "KILLED", 20)
+    assert [row.tags["dvc.stages"] for row in workspace.rows()] == ["stats killed", "train killed"]
     wait_for(lambda: not workspace.journals, 20)
 
 

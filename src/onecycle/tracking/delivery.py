@@ -13,8 +13,9 @@ from onecycle import paths
 from onecycle.tracking.execution import Process
 from onecycle.tracking.journal import Journal
 
-SECONDS_A_STAGE = 4.0
-"""The longest that tracking may hold a stage up: opening the row, closing it, and waiting for the store to have it."""
+SECONDS_A_STAGE = 3.5
+"""The longest that tracking may hold a stage up: opening the row, closing it, and waiting for the store to have it.
+With the import that is less than four."""
 POLL_SECONDS = 0.02
 
 

@@ -9,13 +9,12 @@ import json
 
 _NAME = "onecycle"
 _COLUMNS = (
-    "tags.`params.changed`",
     "metrics.`test/accuracy`",
     "metrics.`test/loss`",
     "metrics.`validation/accuracy`",
     "metrics.`train/loss`",
     "metrics.`train/max_lr`",
-    "attributes.`Models`",
+    "tags.`params.changed`",
 )
 
 TAG = f"mlflow.sharedViewState.{_NAME}"
