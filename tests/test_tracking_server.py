@@ -125,9 +125,8 @@ def postgresql() -> Iterator[str]:
     run("pg_createcluster", version, name, "--port", port, "--", "--auth-host=trust")
     try:
         run("pg_ctlcluster", version, name, "start")
-        address = f"postgresql://postgres@127.0.0.1:{port}/postgres"
-        psycopg2.connect(address).close()
-        yield address
+        psycopg2.connect(host="127.0.0.1", port=port, user="postgres").close()
+        yield f"postgresql+psycopg2://postgres@127.0.0.1:{port}/postgres"  # else SQLAlchemy takes psycopg
     finally:
         run("pg_dropcluster", "--stop", version, name)
 
