@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,8 +19,9 @@ from tracked_workspace import REPO, Workspace, finish, wait_for
 from onecycle import paths
 from onecycle.errors import Stopped, UserError
 from onecycle.params import Params, load
-from onecycle.tracking import context, join
+from onecycle.tracking import context, delivery, join
 from onecycle.tracking.collect import collect
+from onecycle.tracking.describe import description
 from onecycle.tracking.execution import Execution, Process, dvc_arguments
 from onecycle.tracking.freshness import fresh
 from onecycle.tracking.journal import Journal
@@ -174,6 +177,19 @@ def test_a_kept_file_does_not_change_with_the_original(tmp_path: Path) -> None:
 def test_secrets_are_taken_out(text: str, clean: str) -> None:
     environment = {"MY_TOKEN": "hunter22", "PASSWORD": "", "HOME": "/home/me", "KEY": "2"}
     assert without_secrets(text, environment) == clean
+
+
+def test_a_sender_that_died_is_told_at_once(tmp_path: Path) -> None:
+    """As when there is no memory left for it; a stage would wait in vain."""
+    journal = Journal(tmp_path)
+    journal.append("tags", stage="train", values={})
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    process = Process.of(child.pid)
+    assert delivery.wait(journal, process, 0.1) is None  # it may just be slow
+    child.communicate()
+    started = time.monotonic()
+    assert "has ended" in str(delivery.wait(journal, process, 60))
+    assert time.monotonic() - started < 30
 
 
 # ------------------------------------------------------------------------------------------------ rows
@@ -435,6 +451,25 @@ def test_tags_tell_commit_branch_changes_and_params_but_no_remote(workspace: Wor
     assert "s3cret" not in json.dumps(tags)
 
 
+def test_a_git_that_takes_too_long_is_not_waited_for_and_nothing_is_made_up(
+    workspace: Workspace, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a network's disk: the commit is known at once, what was changed is not, so no tag says "not dirty"."""
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "first")
+    slow = tmp_path / "git"
+    slow.write_text(f'#!/bin/sh\n[ $1 = status ] && exec sleep 60\nexec {shutil.which("git")} "$@"\n', "utf-8")
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    started = time.monotonic()
+    with join("train", params):
+        assert 3 <= time.monotonic() - started < 10
+    tags = folded(workspace).tags
+    assert len(tags["git.commit"]) == 40
+    assert not {"git.dirty", "git.changed"} & set(tags)
+
+
 def test_tags_without_git(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(workspace.root.parent))
     tags = context.tags(Execution(Process.current()), {})
@@ -448,6 +483,38 @@ def test_the_summary_of_entries_added_twice_is_the_same(workspace: Workspace, pa
         row.metrics({"train/loss": 1.0}, step=1)
     entries = workspace.entries()
     assert Summary().add(entries) == Summary().add(entries).add(entries[2:])
+
+
+@pytest.mark.parametrize(
+    ("tags", "commands"),
+    [
+        ({"git.commit": "abc"}, ["git checkout abc", "dvc repro"]),
+        (
+            {"git.commit": "abc", "params.changed": "-S epochs=2", "git.changed": "params.yaml"},
+            ["git checkout abc", "dvc exp run -S epochs=2"],
+        ),
+        (
+            {"git.commit": "abc", "git.changed": "a.py, params.yaml", "dvc.exp_name": "odd-name"},
+            ["git checkout abc", "dvc repro", "dvc exp apply odd-name", "dvc repro"],
+        ),
+        ({"git.commit": "abc", "git.changed": "a.py"}, ["git checkout abc", "dvc repro"]),
+        ({}, []),
+    ],
+)
+def test_the_description_has_the_numbers_and_the_commands_that_make_the_row_again(
+    tags: dict[str, str], commands: list[str]
+) -> None:
+    text = description(Summary(tags=tags, metrics={"test/accuracy": 0.93456, "train/parameters": 6573130.0, "x": 1.0}))
+    lines = text.splitlines()
+    assert [line for line in lines if line.startswith("| ")][1:] == [
+        "| test accuracy | 93.46% |",
+        "| parameters | 6,573,130 |",
+    ]
+    assert [line.strip() for line in lines if line.startswith("    ")] == commands
+    if tags.get("git.changed") == "a.py":
+        assert "a.py, which are in no commit" in text  # no command brings those back, and the row says so
+    if not tags:
+        assert "no command makes it again" in text
 
 
 def test_many_executions_have_many_journals(workspace: Workspace) -> None:

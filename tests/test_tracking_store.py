@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -17,12 +18,12 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from tracked_workspace import REPO, Workspace, finish, wait_for
+from tracked_workspace import REPO, Workspace, finish, forget_stores, wait_for
 
 from onecycle.errors import UserError
+from onecycle.tracking.database import default_uri, prepare
 from onecycle.tracking.git import final_lock
 from onecycle.tracking.relocate import relocate
-from onecycle.tracking.store import default_uri, prepare
 from onecycle.tracking.sync import sync
 
 JOURNAL = {"ONECYCLE_TRACKING": "journal"}
@@ -35,6 +36,17 @@ for stage in sys.stdin:
     print("done", flush=True)
 """
 """A Python file called dvc, which is all that an execution is told by; runs the stages that it is sent."""
+
+
+NEWER = "f" * 12
+
+
+def set_version(database: Path, version: str) -> str:
+    """Have a database say that it has the tables of another version of MLflow; returns what it said before."""
+    with closing(sqlite3.connect(database)) as store, store:
+        [(before,)] = store.execute("SELECT version_num FROM alembic_version")
+        store.execute("UPDATE alembic_version SET version_num = ?", (version,))
+    return str(before)
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +64,7 @@ def fresh_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.chdir(workspace.root)
     yield workspace
     workspace.close()
+    forget_stores()
 
 
 @pytest.fixture
@@ -113,6 +126,7 @@ def test_ten_executions_in_folders_that_disappear_become_ten_rows_in_a_fresh_sto
         assert (row.artifacts / "stats/samples.png").read_bytes() == b"picture %d" % number
         assert row.artifacts.is_relative_to(workspace.root / "mlartifacts")
         assert row.params["epochs"] == "24" and len(row.params) > 50
+    assert list(tmp_path.iterdir()) == [workspace.root]  # no folder with a quoted name beside it
     download = mlflow.MlflowClient(default_uri()).download_artifacts
     assert Path(download(rows[0].run_id, "stats/stats.json", str(tmp_path))).is_file()
     assert not workspace.journals
@@ -141,17 +155,22 @@ print(connect("onecycle-digits").identity)
     assert not list(fresh_workspace.root.glob("*.tmp*"))
 
 
-def test_values_are_in_the_store_while_the_stage_runs_and_a_killed_stage_is_noted(workspace: Workspace) -> None:
+def test_values_are_in_the_store_while_the_stage_runs_and_killed_stages_are_noted(workspace: Workspace) -> None:
+    """The one that is killed now by its own sender, one that was killed with its sender by the next execution's."""
+    earlier = workspace.stage("stats", "print('ready', flush=True); time.sleep(60)", **JOURNAL)
+    assert earlier.stdout and earlier.stdout.readline() == "ready\n"
+    earlier.kill()
+    earlier.communicate()
     body = "for epoch in range(1, 600):\n    row.metrics({'train/loss': 1 / epoch}, step=epoch); time.sleep(0.1)"
     stage = workspace.stage("train", body)
     wait_for(lambda: [row for row in workspace.rows() if len(row.metrics.get("train/loss", ())) > 5])
-    wait_for(lambda: "system/cpu_utilization_percentage" in workspace.rows()[0].metrics)
-    assert workspace.rows()[0].status == "RUNNING"
+    wait_for(lambda: "system/cpu_utilization_percentage" in workspace.rows()[-1].metrics)
+    wait_for(lambda: len(workspace.rows()) == 2)
+    assert [row.status for row in workspace.rows()] == ["KILLED", "RUNNING"]
     stage.kill()
     stage.communicate()
-    wait_for(lambda: workspace.rows()[0].status == "KILLED", 20)
-    [row] = workspace.rows()
-    assert row.tags["dvc.stages"] == "train killed"
+    wait_for(lambda: workspace.rows()[-1].status == "KILLED", 20)
+    assert [row.tags["dvc.stages"] for row in workspace.rows()] == ["stats killed", "train killed"]
     wait_for(lambda: not workspace.journals, 20)
 
 
@@ -243,29 +262,95 @@ def test_a_second_signal_while_the_row_is_closed_does_not_leave_it_open(
     assert workspace.entries()[-1]["status"] == "KILLED"
 
 
-@pytest.mark.parametrize("obstacle", ["garbage", "folder"])
-def test_a_database_that_is_none_is_told_and_left_alone(workspace: Workspace, obstacle: str) -> None:
+@pytest.mark.parametrize(
+    ("obstacle", "told"),
+    [
+        ("folder", "mlflow.db: unable to open"),
+        ("garbage", "mlflow.db: file is not a database"),
+        ("torn", "mlflow.db: database disk image is malformed"),
+        ("newer", "mlflow.db is of a newer MLflow than .* name another store"),
+        ("older", "mlflow.db is of an older MLflow.*`mlflow db upgrade sqlite:///mlflow.db`"),
+    ],
+)
+def test_a_database_that_is_no_use_is_told_and_left_alone(workspace: Workspace, obstacle: str, told: str) -> None:
     database = workspace.root / "mlflow.db"
-    database.unlink()
-    if obstacle == "folder":
-        database.mkdir()
-    else:
-        database.write_bytes(b"not a database" * 1000)
+    match obstacle:
+        case "folder":
+            database.unlink()
+            database.mkdir()
+        case "garbage":
+            database.write_bytes(b"not a database" * 1000)
+        case "torn":  # the first page says where everything is
+            content = database.read_bytes()
+            database.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+        case "newer":
+            set_version(database, NEWER)
+        case "older":  # MLflow would migrate it as soon as a table is missing, whoever else is at it
+            set_version(database, "0584bdc529eb")
+            with closing(sqlite3.connect(database)) as store, store:
+                store.execute("DROP TABLE webhook_events")
+    before = None if obstacle == "folder" else database.read_bytes()
     finish(workspace.stage("train", **JOURNAL))
-    with pytest.raises(UserError, match="unable to open" if obstacle == "folder" else "not a database"):
+    with pytest.raises(UserError, match=told) as refusal:
         list(sync())
-    assert database.is_dir() or database.read_bytes() == b"not a database" * 1000
+    assert "\n" not in str(refusal.value)
+    assert database.is_dir() if before is None else database.read_bytes() == before
     assert workspace.journals
 
 
-def test_a_locked_database_stalls_nobody(workspace: Workspace) -> None:
+UNTIL_TOLD = """
+from onecycle.tracking.journal import all_journals
+for epoch in range(1, 121):
+    row.metrics({"train/loss": 1 / epoch}, step=epoch)
+    if all_journals()[0].sent().trouble: break
+    time.sleep(0.5)
+"""
+"""A stage that goes on until the sender has noticed what is in the way, a minute at most."""
+
+
+@pytest.mark.skipif(not (shutil.which("prlimit") and shutil.which("setpriv")), reason="needs util-linux")
+def test_a_store_that_takes_nothing_is_told_in_a_line_and_has_everything_once_it_does(
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under = {
+        "full": ["prlimit", "--fsize=40000"],  # room for the journal, none for MLflow's tables
+        "read-only": ["setpriv", "--inh-caps=-dac_override", "--bounding-set=-dac_override"] * (os.geteuid() == 0),
+        "newer": [],
+    }
+    workspaces = {name: Workspace(tmp_path / name) for name in under}
+    databases = {name: Path(shutil.copy(empty_store, workspaces[name].root)) for name in under}
+    databases["read-only"].chmod(0o444)
+    version = set_version(databases["newer"], NEWER)
+    before = {name: database.read_bytes() for name, database in databases.items()}
+    quiet = {"PYTHONDONTWRITEBYTECODE": "1"}  # half of a module's would be left where the disk is full
+    stages = {name: workspaces[name].stage("train", UNTIL_TOLD, under=under[name], **quiet) for name in under}
+    said = {name: finish(stage) for name, stage in stages.items()}
+    for name, words in (("full", "disk"), ("read-only", "readonly database"), ("newer", "of a newer MLflow")):
+        [line] = said[name].splitlines()
+        assert line.startswith("tracking: ") and words in line and "nothing is lost" in line
+        assert databases[name].read_bytes() == before[name]
+
+    databases["read-only"].chmod(0o644)
+    set_version(databases["newer"], version)
+    for workspace in workspaces.values():
+        monkeypatch.chdir(workspace.root)
+        logged = [entry for entry in workspace.entries() if entry.get("step")]
+        list(sync())
+        forget_stores()
+        [row] = workspace.rows()
+        assert row.status == "FINISHED"
+        assert row.metrics["train/loss"] == [(epoch, 1 / epoch) for epoch in range(1, len(logged) + 1)]
+        assert not workspace.journals
+
+
+def test_a_locked_database_stalls_nobody_and_is_told(workspace: Workspace) -> None:
     finish(workspace.stage("stats", **JOURNAL))
     list(sync())
     with closing(sqlite3.connect(workspace.root / "mlflow.db")) as holder:
         holder.execute("BEGIN IMMEDIATE")
-        started = time.monotonic()
-        finish(workspace.stage("train"))
-        assert time.monotonic() - started < 15
+        assert "tracking: mlflow.db: database is locked; nothing is lost" in finish(
+            workspace.stage("train", UNTIL_TOLD)
+        )
         assert len(workspace.rows()) == 1
     list(sync())
     assert [row.status for row in workspace.rows()] == ["FINISHED", "FINISHED"]

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from playwright.sync_api import Page, sync_playwright
 from tracked_workspace import Workspace, finish, wait_for
@@ -20,7 +21,7 @@ LOSSES = {"first": [2.0, 1.5, 1.25], "second": [2.0, 1.0, 0.75]}
 STAGE = """
 row.tags({{"mlflow.runName": "{name}"}})
 for epoch, loss in enumerate({losses}, 1): row.metrics({{"train/loss": loss}}, step=epoch)
-row.metrics({{"test/accuracy": 1 - {losses}[-1] / 10}})
+row.metrics({{"test/accuracy": 1 - {losses}[-1] / 10, "stats/mean_red": 0.5}})
 """
 
 pytestmark = [
@@ -30,8 +31,8 @@ pytestmark = [
 
 
 @pytest.fixture
-def address(tmp_path: Path) -> Iterator[str]:
-    """Of the runs table of a store with two rows, as `onecycle ui` prints it, once the server answers."""
+def ui(tmp_path: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """`onecycle ui` on a store with two rows: the address of the runs table that it prints, and its process."""
     workspace = Workspace(tmp_path / "work")
     for name, losses in LOSSES.items():
         finish(workspace.stage("train", STAGE.format(name=name, losses=losses), ONECYCLE_TRACKING="journal"))
@@ -43,7 +44,7 @@ def address(tmp_path: Path) -> Iterator[str]:
     try:
         assert ui.stdout
         printed = ui.stdout.readline()
-        yield printed.split(": ", 1)[1].strip()
+        yield printed.split(": ", 1)[1].strip(), psutil.Process(ui.pid)
     finally:
         ui.send_signal(signal.SIGTERM)  # the server ends its worker
         ui.communicate(timeout=60)
@@ -73,10 +74,20 @@ def open_when_served(page: Page, address: str) -> None:
     page.goto(address)
 
 
-def test_the_printed_address_shows_the_rows_and_two_of_them_compare(page: Page, address: str) -> None:
+def test_the_printed_address_shows_the_rows_and_two_of_them_compare(page: Page, ui: tuple[str, psutil.Process]) -> None:
+    address, server = ui
     open_when_served(page, address)
+    words, environment = server.cmdline(), server.environ()
+    assert (words[words.index("--host") + 1], words[words.index("--workers") + 1]) == ("127.0.0.1", "1")
+    assert environment["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
     for name in LOSSES:
         page.get_by_role("link", name=name, exact=True).wait_for()
+    columns = [column.inner_text() for column in page.locator("[role=columnheader]").all()]
+    assert {"test/accuracy", "train/loss"} <= set(columns)  # what tells runs apart is there without a click
+    assert not {"stats/mean_red", "Dataset"} & set(columns)
+    for accuracy in ("0.875", "0.925"):
+        page.get_by_role("row").get_by_text(accuracy, exact=True).first.wait_for()
     for name in LOSSES:
         page.get_by_role("row").filter(has_text=name).get_by_role("checkbox").first.check(force=True)
     page.get_by_role("button", name="Compare").click()

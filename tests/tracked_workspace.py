@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,17 +53,19 @@ class Workspace:
         shutil.copy(REPO / "params.yaml", root)
 
     def stage(
-        self, name: str, body: str = "pass", cwd: Path | None = None, **environment: str
+        self, name: str, body: str = "pass", cwd: Path | None = None, under: Sequence[str] = (), **environment: str
     ) -> subprocess.Popen[str]:
         """Start a stage by hand, as `python -m stages.<name>` would be; `body` has `params` and `row`."""
         code = STAGE.format(stage=name, body=body.replace("\n", "\n    "))
-        return self.python("-c", code, cwd=cwd, **environment)
+        return self.python("-c", code, cwd=cwd, under=under, **environment)
 
-    def python(self, *arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:
-        """Start Python here; its output can be read from the process."""
+    def python(
+        self, *arguments: str, cwd: Path | None = None, under: Sequence[str] = (), **environment: str
+    ) -> subprocess.Popen[str]:
+        """Start Python here, by a command that changes its surroundings; its output can be read from the process."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "ONECYCLE_"))}
         process = subprocess.Popen(
-            [sys.executable, *arguments],
+            [*under, sys.executable, *arguments],
             cwd=cwd or self.root,
             env={**inherited, "PYTHONPATH": str(REPO / "src"), **environment},
             stdin=subprocess.PIPE,
@@ -131,6 +133,20 @@ def _path(uri: str) -> Path:
     from urllib.parse import unquote, urlsplit
 
     return Path(unquote(urlsplit(uri).path))
+
+
+def forget_stores() -> None:
+    """Have MLflow open each store anew: it keeps them by address, and mlflow.db has the same in every workspace."""
+    from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as Models
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as Rows
+    from mlflow.tracking._model_registry.registry import ModelRegistryStoreRegistry
+    from mlflow.tracking._tracking_service.registry import TrackingStoreRegistry
+
+    for kind in (Models, Rows):
+        while kind._engine_map:
+            kind._engine_map.popitem()[1].dispose()
+    for registry in (ModelRegistryStoreRegistry, TrackingStoreRegistry):
+        registry._get_store_with_resolved_uri.cache_clear()
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:

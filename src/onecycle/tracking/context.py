@@ -29,15 +29,16 @@ def tags(execution: Execution, params: Mapping[str, str]) -> dict[str, str]:
 def source(execution: Execution, params: Mapping[str, str]) -> dict[str, str]:
     """The tags that tell what a row was made from."""
     commit = git("rev-parse", "HEAD")
-    changed = [line[3:] for line in git("status", "--porcelain", "--", ".", *_RESULTS).splitlines()]
-    branch = _branch(commit)
+    status = git("status", "--porcelain", "--branch", "--", ".", *_RESULTS).splitlines() if commit else []
+    changed = [line[3:] for line in status[1:]]
+    branch = _branch(commit) if commit else ""
     known = {
         "mlflow.runName": execution.experiment or " ".join(filter(None, (branch, commit[:7]))) or Path.cwd().name,
         "mlflow.source.name": execution.command or "",
         "mlflow.source.git.commit": commit,
         "git.commit": commit,
         "git.branch": branch,
-        "git.dirty": str(bool(changed)).lower() if commit else "",
+        "git.dirty": str(bool(changed)).lower() if status else "",  # its header is missing when git takes too long
         "git.changed": ", ".join(changed[:20]),
         "dvc.exp_name": execution.experiment or "",
         "dvc.baseline": execution.baseline or "",

@@ -10,18 +10,20 @@ from pathlib import Path
 
 import onecycle
 from onecycle import paths
+from onecycle.tracking.execution import Process
 from onecycle.tracking.journal import Journal
 
-WAIT_SECONDS = 4.0
-"""The longest a stage waits, at its end, for the store to have what it said."""
+SECONDS_A_STAGE = 3.5
+"""The longest that tracking may hold a stage up: opening the row, closing it, and waiting for the store to have it.
+With the import that is less than four."""
 POLL_SECONDS = 0.02
 
 
-def start(journal: Journal) -> None:
-    """Start the journal's sender in the background, unless it has one."""
+def start(journal: Journal) -> Process:
+    """Start the journal's sender in the background, unless it has one; returns the one it has now."""
     sender = journal.sent().sender
     if sender and sender.alive():
-        return
+        return sender
     code = str(Path(onecycle.__file__).parents[1])  # an experiment's own, which writes the journal; not the workspace's
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("DVC_")}
     process = subprocess.Popen(
@@ -34,17 +36,26 @@ def start(journal: Journal) -> None:
         start_new_session=True,  # Ctrl-C is for the stage; the sender then closes the row
     )
     process.returncode = 0  # it outlives us on purpose, so there is nothing for Popen to wait for or to warn about
+    return Process.of(process.pid)
 
 
-def wait(journal: Journal) -> str | None:
+def wait(journal: Journal, started: Process, seconds: float) -> str | None:
     """Wait until the store has all of the journal; returns what is in the way, if anything is.
 
     So a command's row is whole, as a rule, when the command ends. A slow store is not waited for: its sender goes on.
+
+    Args:
+        started: the sender that the stage started, or found; another may have taken over.
+        seconds: the longest to wait.
     """
-    end, deadline = journal.size(), time.monotonic() + WAIT_SECONDS
+    end, deadline = journal.size(), time.monotonic() + seconds
     while time.monotonic() < deadline:
+        senders = (started, journal.sent().sender)
+        ended = not any(sender.alive() for sender in senders if sender)
         sent = journal.sent()
         if sent.trouble or sent.offset >= end:
             return sent.trouble
+        if ended:
+            return "the process that sends rows to the store has ended"
         time.sleep(POLL_SECONDS)
     return None

@@ -9,13 +9,16 @@ from pathlib import Path
 
 from onecycle import paths
 
+SECONDS = 3.0
+"""The longest that git may take; a stage waits for it."""
+
 
 def git(*arguments: str, strip: bool = True) -> str:
-    """What git prints; empty without git, outside a repository, before the first commit."""
+    """What git prints; empty without git, outside a repository, before the first commit, when it takes too long."""
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # a status must not make the user's own git wait
     command = ["git", *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, env=environment, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     if done.returncode != 0:

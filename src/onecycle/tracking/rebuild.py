@@ -22,13 +22,14 @@ from onecycle.errors import UserError
 from onecycle.revisions import WORKSPACE, Place
 from onecycle.tracking import context, yaml_values
 from onecycle.tracking.collect import STAGES, Findings, collect
+from onecycle.tracking.errors import DeletedRowError, StoreError
 from onecycle.tracking.execution import Execution, Process
 from onecycle.tracking.filling import log, model_read_by
 from onecycle.tracking.freshness import Lock, read_lock
 from onecycle.tracking.git import git
 from onecycle.tracking.journal import Journal, root
 from onecycle.tracking.sender import send
-from onecycle.tracking.store import EXPERIMENT_PREFIX, DeletedRowError, StoreError, connect
+from onecycle.tracking.store import EXPERIMENT_PREFIX, connect
 
 REFERENCE = Path("results/reference")
 LOCK_TAG = "dvc.lock"

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from onecycle import paths
+from onecycle.tracking.errors import guarded
 from onecycle.tracking.export import export
-from onecycle.tracking.store import Store, guarded
+from onecycle.tracking.store import Store
 from onecycle.tracking.summary import Model
 
 if TYPE_CHECKING:

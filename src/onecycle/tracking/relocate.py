@@ -10,7 +10,8 @@ from contextlib import closing
 
 from onecycle import paths
 from onecycle.errors import UserError
-from onecycle.tracking.store import EXPERIMENT_PREFIX, artifact_root
+from onecycle.tracking.database import artifact_root
+from onecycle.tracking.store import EXPERIMENT_PREFIX
 
 _ADDRESSES = (
     ("experiments", "artifact_location"),

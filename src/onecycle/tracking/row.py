@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ class Row:
     def __init__(self, stage: str, journal: Journal | None) -> None:
         self._stage = stage
         self._journal = journal
+        self._sender: execution.Process | None = None
+        self._seconds = delivery.SECONDS_A_STAGE  # that are left of it
         self._live: set[tuple[str, int]] = set()
         self._told = False
 
@@ -76,7 +79,7 @@ class Row:
             earlier = STAGES[: STAGES.index(self._stage)] if self._stage in STAGES else ()
             fill_in(self._journal, [stage for stage in earlier if stage not in so_far.stages], values)
             if send:
-                delivery.start(self._journal)
+                self._sender = delivery.start(self._journal)
 
     def _collect(self) -> None:
         """Log what the stage left on disk, except what it logged while it ran."""
@@ -84,13 +87,13 @@ class Row:
             with self._unfailing():
                 log(self._journal, self._stage, collect(self._stage), self._live)
 
-    def _close(self, status: str, wait: bool) -> None:
+    def _close(self, status: str) -> None:
         """Close the row; what keeps the store from having it is told."""
         self._append("close", durable=True, status=status)
-        if self._journal is None or not wait:
+        if self._journal is None or self._sender is None:
             return
         with self._unfailing():
-            trouble = delivery.wait(self._journal)
+            trouble = delivery.wait(self._journal, self._sender, self._seconds)
             if trouble:
                 print(f"tracking: {trouble}; nothing is lost, `onecycle sync` sends it later", file=sys.stderr)
 
@@ -98,6 +101,15 @@ class Row:
         if self._journal is not None:
             with self._unfailing():
                 self._journal.append(event, durable=durable, stage=self._stage, **fields)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count what the block takes; a stage that has written much waits the less for the store."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds -= time.monotonic() - started
 
     @contextmanager
     def _unfailing(self) -> Iterator[None]:
@@ -119,11 +131,13 @@ def join(stage: str, params: Params) -> Iterator[Row]:
     execution.end_with_dvc()
     journal = None if mode == "off" else Journal(root() / current.name)
     row = Row(stage, journal)
-    row._open(current, params, send=mode == "on")
+    with row._counted():
+        row._open(current, params, send=mode == "on")
     status = "FAILED"
     try:
         yield row
-        row._collect()
+        with row._counted():
+            row._collect()
         status = "FINISHED"
     except (Stopped, KeyboardInterrupt):
         status = "KILLED"
@@ -136,7 +150,7 @@ def join(stage: str, params: Params) -> Iterator[Row]:
         raise
     finally:
         with signals.deferred():  # a second Ctrl-C must not leave the row open
-            row._close(status, wait=mode == "on")
+            row._close(status)
 
 
 def _metric_name(name: str) -> str:

@@ -1,22 +1,19 @@
-"""The MLflow store that rows are sent to; the only module that imports mlflow, and only when a store is opened.
+"""The MLflow store that rows are sent to; mlflow is imported only when one is opened.
 
-By default `mlflow.db` (SQLite) and `mlartifacts/` in the original workspace; `MLFLOW_TRACKING_URI`, when set, wins.
+By default that is the workspace's own database (`database`); `MLFLOW_TRACKING_URI`, when set, wins.
 """
 
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import urlsplit
 
-from filelock import FileLock
-
-from onecycle import paths
+from onecycle.tracking.database import artifact_root, default_uri, opened, prepare, sqlite_file
+from onecycle.tracking.errors import DeletedRowError, StoreError, guarded
 from onecycle.tracking.redaction import without_secrets
 
 if TYPE_CHECKING:
@@ -40,14 +37,6 @@ _SETTINGS = {
 }
 
 
-class StoreError(Exception):
-    """The store does not take something now; it stays in the journal. One sentence, without secrets."""
-
-
-class DeletedRowError(Exception):
-    """A person deleted the row."""
-
-
 class Store:
     """An experiment in an MLflow store."""
 
@@ -56,7 +45,7 @@ class Store:
         self.experiment_id: str = experiment.experiment_id
         self.name: str = experiment.name
         """Of the experiment, and of the registered model that its rows make versions of."""
-        self._file = _sqlite_file(uri)
+        self._file = sqlite_file(uri)
         self._inode = self._file.stat().st_ino if self._file else None
         self.identity = f"{without_secrets(uri)}#{self.experiment_id}@{experiment.creation_time}"
         """Differs from that of any other store, also of one created anew in the same place."""
@@ -140,11 +129,6 @@ class Store:
                 self.client.set_terminated(run_id, status, ended)
 
 
-def default_uri() -> str:
-    """The address of `mlflow.db` in the original workspace."""
-    return f"sqlite:///{quote(str(paths.original_root() / 'mlflow.db'))}"
-
-
 def current_uri() -> str:
     """The address of the store that is current now."""
     return os.environ.get("MLFLOW_TRACKING_URI") or default_uri()
@@ -154,10 +138,15 @@ def connect(experiment: str) -> Store:
     """Open the current store, creating a SQLite file and the experiment when there are none.
 
     Raises:
-        StoreError: the server does not answer; the file is locked, malformed, of another version; ….
+        StoreError: the server does not answer; the file is locked, read-only, malformed, of another version; ….
     """
     uri = current_uri()
     client = _client(uri)
+    file = sqlite_file(uri)
+    if file is not None:
+        with opened(file, seconds=3) as connection:  # MLflow would take 20 to find it locked
+            connection.execute("BEGIN IMMEDIATE")
+            connection.rollback()
     with guarded():
         found = _experiment(client, experiment, None if urlsplit(uri).scheme.startswith("http") else artifact_root())
     if found.lifecycle_stage == "deleted":
@@ -183,21 +172,27 @@ def experiments() -> list[tuple[str, str]]:
     return [(one.name, one.experiment_id) for one in found if one.name.startswith(EXPERIMENT_PREFIX)]
 
 
+def tag_experiment(experiment_id: str, name: str, value: str) -> None:
+    """Set a tag of an experiment of the current store.
+
+    Raises:
+        StoreError: as `connect`.
+    """
+    client = _client(current_uri())
+    with guarded():
+        client.set_experiment_tag(experiment_id, name, value)
+
+
 def _client(uri: str) -> MlflowClient:
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     with guarded():
-        file = _sqlite_file(uri)
+        file = sqlite_file(uri)
         if file is not None:
             prepare(file)
         from mlflow import MlflowClient
 
         return MlflowClient(uri, uri)
-
-
-def artifact_root() -> str:
-    """Where artifacts are kept: `mlartifacts/` in the original workspace, as an absolute address."""
-    return (paths.original_root() / "mlartifacts").as_uri()
 
 
 def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> Any:
@@ -214,60 +209,5 @@ def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> Any:
     return found
 
 
-def _sqlite_file(uri: str) -> Path | None:
-    """The file of a SQLite store, None for any other."""
-    parts = urlsplit(uri)
-    return Path(unquote(parts.path[1:])) if parts.scheme == "sqlite" and len(parts.path) > 1 else None
-
-
-def prepare(file: Path) -> None:
-    """Make sure that a SQLite store exists whole, and can be read, before MLflow opens it.
-
-    MLflow would create it in place: two processes at once fail, and a kill leaves it broken for good. So it is built
-    beside its place under a lock and then moved. A file that cannot be opened would be tried again for minutes.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    paths.state().mkdir(parents=True, exist_ok=True)
-    with FileLock(paths.state() / "mlflow.lock", timeout=60):
-        if not file.exists():
-            _create(file)
-    with closing(sqlite3.connect(file, timeout=20)) as connection:
-        connection.execute("PRAGMA schema_version").fetchone()
-
-
-def _create(file: Path) -> None:
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    for left_over in file.parent.glob(f"{file.name}.*.tmp*"):  # of a creation that was killed: we hold the lock
-        left_over.unlink()
-    new = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    store = SqlAlchemyStore(  # type: ignore[no-untyped-call]
-        f"sqlite:///{quote(str(new))}", artifact_root()
-    )
-    store.engine.dispose()
-    with closing(sqlite3.connect(new)) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")  # readers, as the UI, and a writer do not wait for each other
-    new.replace(file)
-
-
 def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (items[start : start + size] for start in range(0, len(items), size))
-
-
-@contextmanager
-def guarded() -> Iterator[None]:
-    """Turn whatever a store raises into `StoreError`."""
-    import requests
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (MlflowException, SQLAlchemyError, sqlite3.Error, requests.RequestException, OSError) as error:
-        raise StoreError(_sentence(error)) from None
-
-
-def _sentence(error: Exception) -> str:
-    """An error's first line, short and without secrets."""
-    first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-    return without_secrets(first if len(first) <= 300 else f"{first[:299]}…")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from onecycle.errors import UserError
+from onecycle.tracking.errors import StoreError
 from onecycle.tracking.journal import Journal, all_journals
 from onecycle.tracking.sender import send
-from onecycle.tracking.store import StoreError
 from onecycle.tracking.summary import Summary
 
 PATIENCE_SECONDS = 300.0

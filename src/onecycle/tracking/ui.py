@@ -8,7 +8,9 @@ import sys
 from urllib.parse import urlsplit
 
 from onecycle.errors import UserError
-from onecycle.tracking.store import StoreError, current_uri, experiments
+from onecycle.tracking import view
+from onecycle.tracking.errors import StoreError
+from onecycle.tracking.store import current_uri, experiments, tag_experiment
 
 
 def serve(port: int) -> None:
@@ -29,13 +31,22 @@ def serve(port: int) -> None:
     if not found:
         print(f"{base}: no rows yet; `dvc repro` makes one")
     for name, experiment_id in found:
-        print(f"{name}: {base}/#/experiments/{experiment_id}/runs?workflowType=machine_learning")
+        print(f"{name}: {view.address(base, experiment_id, shared=_share_view(experiment_id))}")
     if remote:
         return
     print("ready in some ten seconds; Ctrl-C ends it", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
     settings = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     os.execve(sys.executable, [*command, "--port", str(port), "--workers", "1"], {**os.environ, **settings})
+
+
+def _share_view(experiment_id: str) -> bool:
+    """Whether the experiment has the view; a store that is only to be read may have none."""
+    try:
+        tag_experiment(experiment_id, view.TAG, view.STATE)
+    except StoreError:
+        return False
+    return True
 
 
 def _check_free(port: int) -> None:

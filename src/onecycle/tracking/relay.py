@@ -1,0 +1,197 @@
+"""Relays one journal to the store: what was appended becomes a row, whatever was killed on either side.
+
+Sending the same twice changes nothing in a row, so whatever a kill, or a store that went away, leaves in doubt is
+sent again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from onecycle.tracking import registry
+from onecycle.tracking.collect import STAGES
+from onecycle.tracking.describe import description
+from onecycle.tracking.errors import DeletedRowError, StoreError
+from onecycle.tracking.execution import Process
+from onecycle.tracking.filling import fill_in
+from onecycle.tracking.git import final_lock
+from onecycle.tracking.journal import Entry, Journal
+from onecycle.tracking.store import EXPERIMENT_PREFIX, Store, connect
+from onecycle.tracking.summary import Summary
+from onecycle.tracking.system import SystemMetrics
+
+
+class Relay:
+    """A journal on its way to the store; to be used while the journal's lock is held."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self.summary = Summary()
+        self._read = 0  # bytes taken into the summary
+        self._store: Store | None = None
+        self._known_params: dict[str, str] = {}  # by the store, from this process
+        self._known_tags: dict[str, str] = {}
+        self._model_recorded = False
+        self._sent = replace(journal.sent(), sender=Process.current(), trouble=None)
+        journal.acknowledge(self._sent)
+
+    @property
+    def connected(self) -> bool:
+        """Whether it has a store; mlflow is then imported."""
+        return self._store is not None
+
+    def store_is_lost(self) -> bool:
+        """Whether the store was deleted under our hands; then everything counts as unsent."""
+        lost = self._store is not None and self._store.gone
+        if lost:
+            self._acknowledge(offset=0)
+        return lost
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing will be appended any more."""
+        execution = self.summary.execution
+        return self.summary.running is None and not (execution and self._alive(execution.process))
+
+    @property
+    def done(self) -> bool:
+        """Whether the journal can go."""
+        return self.over and not self.journal.unsent() and (self._model_recorded or not self.summary.model)
+
+    def read(self) -> None:
+        """Take in what was appended, and note it when the stage that has the row open was killed."""
+        for entry, end in self.journal.entries(self._read):
+            self.summary.add([entry])
+            self._read = end
+        if self.summary.running and not self._alive(self.summary.running[1]):
+            self.journal.append("close", stage=self.summary.running[0], status="KILLED", durable=True)
+            self.read()
+
+    def note(self, system: SystemMetrics) -> None:
+        """While a stage runs, add how busy the machine is, by seconds since the row began."""
+        if self.summary.running and (values := system.sample()):
+            seconds = int(time.time() - self.summary.started / 1000)
+            self.journal.append("metrics", stage=self.summary.running[0], values=values, step=seconds)
+
+    def finish(self) -> bool:
+        """Add what shows only when the command has ended: its dvc.lock, and later stages whose results DVC kept.
+
+        Returns:
+            False when DVC has still to put the experiment where its dvc.lock can be read.
+        """
+        summary, execution = self.summary, self.summary.execution
+        if not execution or not execution.command or summary.status != "FINISHED" or "dvc.lock" in summary.tags:
+            return True
+        workspace = Path(summary.workspace)
+        lock = final_lock(workspace, execution.experiment, execution.baseline)
+        if not lock:
+            return workspace.exists()
+        with suppress(FileNotFoundError):  # the next command is at work there already
+            fill_in(self.journal, [stage for stage in STAGES if stage not in summary.stages], summary.params, workspace)
+        self.journal.append("tags", stage="", values={"dvc.lock": hashlib.sha256(lock.encode()).hexdigest()})
+        self.read()
+        return True
+
+    def push(self) -> None:
+        """Send what was read since the last time.
+
+        Raises:
+            StoreError: the rest waits for the next time.
+        """
+        if self._sent.offset >= self._read:
+            return
+        known = self._store is not None
+        try:
+            self._deliver(self._store or self._connected())
+        except StoreError as trouble:
+            self._store = None
+            if known:  # look again where the row is, and whether it still is
+                self.push()
+                return
+            self._acknowledge(trouble=str(trouble))
+            raise
+        except DeletedRowError:  # by a person, in the UI: let it be
+            pass
+        self._acknowledge(offset=self._read, trouble=None)
+
+    def push_model(self) -> None:
+        """Have the store name the row's model, which it may have to get first: the last thing, since it takes a while.
+
+        Raises:
+            StoreError: it waits for the next time.
+        """
+        if self._model_recorded or not self.summary.model:
+            return
+        evaluated = self.summary.stages.get("evaluate") == "ran"
+        try:
+            store = self._store or self._connected()
+            self.push()  # all of it again, when the store is another than the rest went to
+            registry.record(store, self._sent.run_id, self.summary.model, self.journal.files, evaluated)
+        except StoreError as trouble:
+            self._store = None
+            self._acknowledge(trouble=str(trouble))
+            raise
+        except DeletedRowError:
+            pass
+        self._model_recorded = True
+
+    def _connected(self) -> Store:
+        """The current store, and in `_sent` the row's run there and how much of the journal it has."""
+        store = connect(EXPERIMENT_PREFIX + self.summary.params["data.dataset"])
+        run_id = store.find(self.summary.row)
+        if run_id is None:
+            run_id = store.create(self.summary.row, self.summary.started)
+            self._acknowledge(offset=0)
+        elif self._sent.store != store.identity:
+            self._acknowledge(offset=0)
+        self._acknowledge(store=store.identity, run_id=run_id)
+        self._store, self._known_params, self._known_tags = store, {}, {}
+        return store
+
+    def _deliver(self, store: Store) -> None:
+        """Send what was read. All of it may be sent twice: params, tags, files are replaced by the same, and metrics
+        with the same timestamp are stored once. So whatever a kill leaves in doubt is sent again.
+        """
+        run_id, summary = self._sent.run_id, self.summary
+        entries = [entry for entry, end in self.journal.entries(self._sent.offset) if end <= self._read]
+        tags = {**summary.tags, "dvc.stages": _stages(summary), "mlflow.note.content": description(summary)}
+        store.log(
+            run_id,
+            metrics=[metric for entry in entries for metric in _metrics(entry)],
+            params=dict(summary.params.items() - self._known_params.items()),
+            tags=dict(tags.items() - self._known_tags.items()),
+        )
+        self._known_params, self._known_tags = dict(summary.params), tags
+        for entry in entries:
+            if entry["event"] == "dataset":
+                store.dataset(run_id, **entry["dataset"])
+            elif entry["event"] == "artifact":
+                store.artifact(run_id, self.journal.files / entry["file"], entry["folder"])
+        store.set_status(run_id, summary.status, summary.ended)
+
+    def _acknowledge(self, **changes: str | int | None) -> None:
+        self._sent = replace(self._sent, **changes)  # type: ignore[arg-type]
+        self.journal.acknowledge(self._sent)
+
+    def _alive(self, process: Process) -> bool:
+        return process.alive() if process.here else time.time() - self.journal.written() < 86_400
+
+
+def _stages(summary: Summary) -> str:
+    """What became of each stage, in the pipeline's order: "download cached, stats ran, train killed"."""
+    known = [stage for stage in STAGES if stage in summary.stages]
+    others = [stage for stage in summary.stages if stage not in STAGES]
+    return ", ".join(f"{stage} {summary.stages[stage]}" for stage in known + others)
+
+
+def _metrics(entry: Entry) -> Iterator[tuple[str, float, int, int]]:
+    """An entry's metrics as (key, value, timestamp, step)."""
+    points = [[entry["step"], entry["values"]]] if entry["event"] == "metrics" else entry.get("points", ())
+    for step, values in points:
+        for key, value in values.items():
+            yield key, value, entry["at"], step or 0
