@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -32,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         "sides",
         nargs="+",
         metavar="run",
-        help="git revision, DVC experiment, folder or `workspace`; a1,a2,a3 for several seeds. The first is compared "
-        "with each of the others",
+        help="git revision, DVC experiment, folder (also below results/reference), MLflow run id, models:/name@alias, "
+        "models:/name/version, `workspace`; a1,a2,a3 for several seeds. The first is compared with each of the others",
     )
     form = compare.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="tables for a pull request")
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     gate.add_argument("--json", action="store_true", help="every figure, in full, instead of Markdown")
     gate.add_argument("--strict", action="store_true", help="exit 3 if it is inconclusive")
     gate.add_argument("--allow-no-baseline", action="store_true", help="let the floor judge if there is no baseline")
+    gate.add_argument("--promote", action="store_true", help="on a pass, make the candidate's model the champion")
     gate.set_defaults(run=_gate)
     options = parser.parse_args(arguments)
     exit_with(lambda: options.run(options))
@@ -108,6 +110,8 @@ def _gate(options: argparse.Namespace) -> int:
 
     limits = load(paths.PARAMS).gate
     candidate = read_side(options.candidate)
+    if options.promote and len(candidate) > 1:
+        raise UserError("--promote makes one model the champion; give one run as --candidate")
     baseline: tuple[Results, ...] = ()
     try:
         baseline = read_side(options.baseline)
@@ -119,4 +123,13 @@ def _gate(options: argparse.Namespace) -> int:
         print(json.dumps(gate.document(judgement, limits, options.strict), indent=2))
     else:
         print(tables.markdown(gate.page(judgement, limits)), end="")
+    if options.promote:
+        done = f"Not promoted: the verdict is {judgement.verdict}."
+        if judgement.verdict == "pass":
+            from onecycle.tracking.champion import promote
+
+            [run] = candidate
+            judged = baseline[0].place if len(baseline) == 1 else None
+            done = promote(run.place, run.params.get("data.dataset", ""), options.baseline, judged)
+        print(done, file=sys.stderr if options.json else sys.stdout)
     return judgement.exit_code(options.strict)
