@@ -1,4 +1,4 @@
-"""What is no stage of the pipeline: `onecycle demo | ui | sync | compare | gate`."""
+"""What is no stage of the pipeline: `onecycle demo | ui | sync | compare | gate | check-lock`."""
 
 from __future__ import annotations
 
@@ -48,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     gate.add_argument("--allow-no-baseline", action="store_true", help="let the floor judge if there is no baseline")
     gate.add_argument("--promote", action="store_true", help="on a pass, make the candidate's model the champion")
     gate.set_defaults(run=_gate)
+    check_lock = commands.add_parser("check-lock", help="exit 1 if dvc.lock is not the record of what is committed")
+    check_lock.add_argument("--strict", action="store_true", help="also if code is newer than dvc.lock")
+    check_lock.set_defaults(run=_check_lock)
     options = parser.parse_args(arguments)
     exit_with(lambda: options.run(options))
 
@@ -133,3 +136,17 @@ def _gate(options: argparse.Namespace) -> int:
             done = promote(run.place, run.params.get("data.dataset", ""), options.baseline, judged)
         print(done, file=sys.stderr if options.json else sys.stdout)
     return judgement.exit_code(options.strict)
+
+
+def _check_lock(options: argparse.Namespace) -> int:
+    from onecycle.lock_check import disagreements
+
+    found = list(disagreements())
+    failed = False
+    for one in found:
+        wrong = one.wrong or options.strict
+        failed = failed or wrong
+        print(f"{'error' if wrong else 'warning'}: {one.sentence}")
+    if not found:
+        print("dvc.lock agrees with dvc.yaml, params.yaml and the committed results")
+    return int(failed)
