@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ import pytest
 from ruamel.yaml import YAML
 
 from onecycle import download
+from onecycle.cli import main
 from onecycle.data import Dataset, fewer
 from onecycle.params import Params, load
 
 REPO = Path(__file__).resolve().parent.parent
+
+Run = Callable[..., tuple[int, str, str]]
 
 SMALL = {
     "epochs": 3,
@@ -126,3 +130,21 @@ def workspace(pipeline: Path, tmp_path: Path) -> Path:
     tracked = shutil.ignore_patterns("mlflow.db*", "mlartifacts", ".state")
     shutil.copytree(pipeline, target, symlinks=True, ignore=tracked)
     return target
+
+
+@pytest.fixture
+def onecycle(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """`onecycle(folder, "gate", …)`: the command in this process; exit code, stdout, stderr."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+
+    def run(folder: Path, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(folder)
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        code = ended.value.code
+        assert isinstance(code, int)
+        return (code, *capsys.readouterr())
+
+    yield run
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -3,50 +3,29 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import REPO, command
+from conftest import REPO, Run, command
 from crafted_run import IMAGES, commit, edit_metrics, errors, repository, set_params, write_run
 from numpy.typing import NDArray
 
-from onecycle import paths, revisions
-from onecycle.cli import main
+from onecycle import gate, paths, revisions
 from onecycle.errors import UserError
 from onecycle.gate import verdict_on
 from onecycle.params import load
 from onecycle.results import read
+from onecycle.stage import CRASHED
 from onecycle.stats_tests import Discordant, paired_difference, runs_to_settle, welch_difference
 
 COMMON, OWN = 375, 225
 """Of 10,000 images every run gets 375 wrong, and 225 of its own: 6 % wrong, 450 discordant between two equal runs."""
 
 LIMITS = load(REPO / paths.PARAMS).gate
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def onecycle(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """`onecycle(folder, "gate", …)`: the command in this process; exit code, stdout, stderr."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-
-    def run(folder: Path, *arguments: str) -> tuple[int, str, str]:
-        monkeypatch.chdir(folder)
-        with pytest.raises(SystemExit) as ended:
-            main(arguments)
-        code = ended.value.code
-        assert isinstance(code, int)
-        return (code, *capsys.readouterr())
-
-    yield run
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
@@ -123,12 +102,25 @@ def test_the_workspace_is_the_candidate(planted: Path, onecycle: Run) -> None:
     assert "workspace against worse" in output
 
 
+def test_a_crash_does_not_look_like_a_regression(planted: Path, onecycle: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a fault of ours")
+
+    monkeypatch.setattr(gate, "judge", broken)
+    code, output, said = onecycle(planted, "gate", "--baseline", "main")
+    assert (code, output) == (CRASHED, "") and code not in (0, 1, 2, 3)
+    assert said.startswith("Traceback") and said.endswith("ZeroDivisionError: a fault of ours\n")
+
+
 def test_limits_are_params(tmp_path: Path, onecycle: Run) -> None:
     write_run(tmp_path / "other", errors(COMMON, OWN))
     write_run(tmp_path, errors(COMMON, OWN + 60, OWN), sure=0.965)
     assert onecycle(tmp_path, "gate", "--baseline", "other")[0] == 1
     set_params(tmp_path, {"gate.negligible": 0.007, "gate.margin": 0.02})
-    assert onecycle(tmp_path, "gate", "--baseline", "other")[0] == 0
+    code, output, _ = onecycle(tmp_path, "gate", "--baseline", "other")
+    assert code == 0  # but not unseen
+    said = "The limits are not those of the baseline: gate.negligible 0.001 → 0.007, gate.margin 0.005 → 0.02."
+    assert output.splitlines()[-1] == said
     for change in ({"gate.floor": 0.95}, {"gate.floor": 0.9, "gate.loss_margin": 0.0}):
         set_params(tmp_path, change)
         assert onecycle(tmp_path, "gate", "--baseline", "other")[0] == 1
@@ -142,7 +134,7 @@ def test_limits_are_params(tmp_path: Path, onecycle: Run) -> None:
 def test_without_a_baseline_only_the_floor_judges(planted: Path, onecycle: Run) -> None:
     for name, why in (
         ("empty", "results/evaluate/metrics.json of empty is missing"),
-        ("nowhere", "there is no git revision, DVC experiment or folder called nowhere"),
+        ("nowhere", "there is no git revision, DVC experiment, folder or MLflow run called nowhere"),
     ):
         code, output, said = onecycle(planted, "gate", "--baseline", name)
         assert (code, output) == (2, "") and why in said and "--allow-no-baseline" in said

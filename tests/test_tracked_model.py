@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conftest import command
+from conftest import command, set_params
 from mlflow import MlflowClient
 from mlflow.models import get_model_info
 
@@ -87,6 +87,25 @@ def test_the_version_says_what_goes_in_what_comes_out_and_what_it_needs(pipeline
     assert np.std(example) > 0  # real pictures
     requirements = (artifacts / "requirements.txt").read_text(encoding="utf-8").splitlines()
     assert {line.partition("==")[0] for line in requirements} == {"mlflow", "torch", "numpy"}
+
+
+def test_the_gate_makes_the_evaluated_model_the_champion(pipeline: Path, tmp_path: Path) -> None:
+    """The workspace's dvc.lock, the row and the registry speak of one model."""
+    workspace = tmp_path / "repo"
+    shutil.copytree(pipeline, workspace, symlinks=True)
+    command(workspace, "onecycle", "sync", "--relocate")
+    set_params(workspace, {"gate.floor": 0.0})
+    gate = ("onecycle", "gate", "--baseline", f"models:/{MODEL}@champion", "--promote")
+    first = command(workspace, *gate, "--allow-no-baseline")
+    assert first.stdout.endswith(f"models:/{MODEL}@champion is version 1 now.\n")
+    again = command(workspace, *gate)
+    assert again.stdout.startswith("**Gate: pass**") and again.stdout.endswith("is version 1 already.\n")
+    version = client(workspace).get_model_version_by_alias(MODEL, "champion")
+    assert version.tags["gate.verdict"] == "pass"
+    [row] = rows(workspace)
+    [compared] = json.loads(command(workspace, "onecycle", "compare", row.info.run_id, "workspace", "--json").stdout)
+    assert (compared["verdict"], compared["p"]) == ("no evidence", 1.0)
+    assert list(compared["params"]) == ["gate.floor"]
 
 
 def test_a_cached_evaluation_names_the_version_it_shares_and_a_new_store_gets_one(

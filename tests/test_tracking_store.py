@@ -21,6 +21,7 @@ import pytest
 from tracked_workspace import REPO, Workspace, finish, forget_stores, wait_for
 
 from onecycle.errors import UserError
+from onecycle.stage import CRASHED
 from onecycle.tracking.database import default_uri, prepare
 from onecycle.tracking.git import final_lock
 from onecycle.tracking.relocate import relocate
@@ -444,7 +445,7 @@ import os
 row.tags({{"note": os.environ["MY_TOKEN"]}})
 raise RuntimeError("https://me:{SECRET}@host/x " + os.environ["MY_TOKEN"])
 """
-    finish(workspace.stage("train", body, MY_TOKEN=SECRET + "2", **JOURNAL), 1)
+    finish(workspace.stage("train", body, MY_TOKEN=SECRET + "2", **JOURNAL), CRASHED)
     files = [path for path in workspace.root.rglob("*") if path.is_file() and ".git" not in path.parts]
     assert not [path for path in files if SECRET.encode() in path.read_bytes()]
     monkeypatch.setenv("MY_TOKEN", SECRET + "2")

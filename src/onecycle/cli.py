@@ -1,8 +1,9 @@
-"""What is no stage of the pipeline: `onecycle demo | ui | sync | compare | gate`."""
+"""What is no stage of the pipeline: `onecycle demo | ui | sync | compare | gate | check-lock`."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -32,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         "sides",
         nargs="+",
         metavar="run",
-        help="git revision, DVC experiment, folder or `workspace`; a1,a2,a3 for several seeds. The first is compared "
-        "with each of the others",
+        help="git revision, DVC experiment, folder (also below results/reference), MLflow run id, models:/name@alias, "
+        "models:/name/version, `workspace`; a1,a2,a3 for several seeds. The first is compared with each of the others",
     )
     form = compare.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="tables for a pull request")
@@ -45,7 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     gate.add_argument("--json", action="store_true", help="every figure, in full, instead of Markdown")
     gate.add_argument("--strict", action="store_true", help="exit 3 if it is inconclusive")
     gate.add_argument("--allow-no-baseline", action="store_true", help="let the floor judge if there is no baseline")
+    gate.add_argument("--promote", action="store_true", help="on a pass, make the candidate's model the champion")
     gate.set_defaults(run=_gate)
+    check_lock = commands.add_parser("check-lock", help="exit 1 if dvc.lock is not the record of what is committed")
+    check_lock.add_argument("--strict", action="store_true", help="also if code is newer than dvc.lock")
+    check_lock.set_defaults(run=_check_lock)
     options = parser.parse_args(arguments)
     exit_with(lambda: options.run(options))
 
@@ -108,6 +113,8 @@ def _gate(options: argparse.Namespace) -> int:
 
     limits = load(paths.PARAMS).gate
     candidate = read_side(options.candidate)
+    if options.promote and len(candidate) > 1:
+        raise UserError("--promote makes one model the champion; give one run as --candidate")
     baseline: tuple[Results, ...] = ()
     try:
         baseline = read_side(options.baseline)
@@ -119,4 +126,27 @@ def _gate(options: argparse.Namespace) -> int:
         print(json.dumps(gate.document(judgement, limits, options.strict), indent=2))
     else:
         print(tables.markdown(gate.page(judgement, limits)), end="")
+    if options.promote:
+        done = f"Not promoted: the verdict is {judgement.verdict}."
+        if judgement.verdict == "pass":
+            from onecycle.tracking.champion import promote
+
+            [run] = candidate
+            judged = baseline[0].place if len(baseline) == 1 else None
+            done = promote(run.place, run.params.get("data.dataset", ""), options.baseline, judged)
+        print(done, file=sys.stderr if options.json else sys.stdout)
     return judgement.exit_code(options.strict)
+
+
+def _check_lock(options: argparse.Namespace) -> int:
+    from onecycle.lock_check import disagreements
+
+    found = list(disagreements())
+    failed = False
+    for one in found:
+        wrong = one.wrong or options.strict
+        failed = failed or wrong
+        print(f"{'error' if wrong else 'warning'}: {one.sentence}")
+    if not found:
+        print("dvc.lock agrees with dvc.yaml, params.yaml and the committed results")
+    return int(failed)

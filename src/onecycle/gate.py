@@ -19,6 +19,7 @@ from onecycle.compare import Side, accuracy_difference, deviation_between_runs, 
 from onecycle.params import GateParams
 from onecycle.stats_tests import Difference, runs_to_settle
 from onecycle.tables import Page, Table
+from onecycle.tracking.yaml_values import same, spelled
 
 Verdict = Literal["pass", "regression", "inconclusive"]
 
@@ -49,6 +50,8 @@ class Judgement:
     checks: tuple[Check, ...]
     seeds: int | None
     """Runs each that would settle an inconclusive accuracy."""
+    other_limits: tuple[str, ...]
+    """Where the limits are not those that the baseline had: a change may not loosen its own gate unseen."""
 
     @property
     def verdict(self) -> Verdict:
@@ -86,7 +89,7 @@ def judge(baseline: Side, candidate: Side, limits: GateParams) -> Judgement:
         if verdict == "inconclusive":
             deviation = deviation_between_runs(baseline, candidate)
             seeds = max(runs_to_settle(limits.margin, deviation, limits.alpha), _more_than(baseline, candidate))
-    return Judgement(_names(baseline), _names(candidate), tuple(checks), seeds)
+    return Judgement(_names(baseline), _names(candidate), tuple(checks), seeds, _other_limits(baseline, limits))
 
 
 def _accuracy(baseline: Side, candidate: Side, loss: Difference, verdict: Verdict, limits: GateParams) -> Check:
@@ -113,6 +116,16 @@ def _more_than(baseline: Side, candidate: Side) -> int:
     return 0 if runs == 1 else runs + 1
 
 
+def _other_limits(baseline: Side, limits: GateParams) -> tuple[str, ...]:
+    before = baseline[0].params if baseline else {}
+    pairs = ((f"gate.{name}", value) for name, value in limits.model_dump().items())
+    return tuple(
+        f"{key} {spelled(before[key])} → {spelled(value)}"
+        for key, value in pairs
+        if key in before and not same(before[key], value)
+    )
+
+
 def _names(side: Side) -> tuple[str, ...]:
     return tuple(run.described for run in side)
 
@@ -137,6 +150,8 @@ def page(judgement: Judgement, limits: GateParams) -> Page:
         Table(f"Gate: {judgement.verdict}", columns, [_cells(check) for check in judgement.checks])
     ]
     parts.append(f"{candidate} {against}. {_explained(judgement, limits)}".strip())
+    if judgement.other_limits:
+        parts.append(f"The limits are not those of the baseline: {', '.join(judgement.other_limits)}.")
     return parts
 
 

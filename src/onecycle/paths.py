@@ -6,6 +6,7 @@ from pathlib import Path
 
 PARAMS = Path("params.yaml")
 DVC_LOCK = Path("dvc.lock")
+DVC_YAML = Path("dvc.yaml")
 
 PARAMS_VALID = Path("results/params/valid")
 

@@ -54,8 +54,7 @@ NO_RECIPE = ("gate.", "runtime.")
 class Results:
     """One run, as it was evaluated on N test images."""
 
-    name: str
-    commit: str | None
+    place: Place
     params: Mapping[str, Any]
     """Dotted keys; empty where the run has no params.yaml."""
     metrics: Mapping[str, float]
@@ -65,6 +64,16 @@ class Results:
     labels: NDArray[np.int64]
     predictions: NDArray[np.int64]
     confidence: NDArray[np.float32]
+
+    @property
+    def name(self) -> str:
+        """As it was asked for."""
+        return self.place.name
+
+    @property
+    def commit(self) -> str | None:
+        """None where it is of no commit."""
+        return self.place.commit
 
     @property
     def correct(self) -> NDArray[np.bool_]:
@@ -147,8 +156,7 @@ def read(place: Place) -> Results:
     classes = _classes(place)
     columns = _predictions(place, int(metrics["n"]), len(classes))
     results = Results(
-        place.name,
-        place.commit,
+        place,
         _params(place),
         metrics,
         digest,
@@ -165,7 +173,7 @@ def _metrics_file(place: Place) -> dict[str, Any]:
     path = paths.EVALUATE_METRICS
     content = place.read(path)
     if content is None:
-        raise AbsentError(f"{place.of(path)} is missing; run `dvc repro` and commit the results")
+        raise AbsentError(f"{place.of(path)} is missing; {place.remedy}")
     try:
         tree = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -207,7 +215,7 @@ def _classes(place: Place) -> tuple[str, ...]:
     path = paths.PER_CLASS
     content = place.read(path)
     if content is None:
-        raise UserError(f"{place.of(path)} is missing; run `dvc repro evaluate` and commit the results")
+        raise UserError(f"{place.of(path)} is missing; {place.remedy}")
     try:
         rows = list(csv.DictReader(io.StringIO(_text(place, content, path))))
     except csv.Error as error:
@@ -236,7 +244,7 @@ def _predictions(place: Place, n: int, classes: int) -> dict[str, NDArray[Any]]:
     path = paths.PREDICTIONS
     content = place.read(path)
     if content is None:
-        raise UserError(f"{place.of(path)} is missing; run `dvc repro evaluate` and commit the results")
+        raise UserError(f"{place.of(path)} is missing; {place.remedy}")
     try:
         file = pq.ParquetFile(pa.BufferReader(content))
         rows = file.metadata.num_rows  # before reading them: a small file may claim billions

@@ -1,15 +1,24 @@
-"""Where a run's files lie: the workspace, a git revision, a DVC experiment, a folder. Nothing is checked out."""
+"""Where a run's files lie: workspace, git revision, DVC experiment, folder, row in MLflow. Nothing is checked out."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from onecycle.errors import UserError
 
+if TYPE_CHECKING:
+    from onecycle.tracking.lookup import StoredRow
+
 WORKSPACE = "workspace"
+REFERENCE = Path("results/reference")
+MODELS = "models:/"
+RUN_ID = re.compile(r"[0-9a-f]{32}")
+"""MLflow's; no git hash or abbreviation of one has that length by habit."""
 
 
 class AbsentError(UserError):
@@ -18,11 +27,12 @@ class AbsentError(UserError):
 
 @dataclass(frozen=True)
 class Place:
-    """A run by the name it was asked for, and either its commit or its folder."""
+    """A run by the name it was asked for, and its commit, or its folder, or its row."""
 
     name: str
     commit: str | None
     folder: Path | None
+    row: StoredRow | None = None
 
     def read(self, path: Path) -> bytes | None:
         """The file at `path`, relative to the workspace; None where there is none.
@@ -30,11 +40,18 @@ class Place:
         Raises:
             UserError: it is there and cannot be read.
         """
+        if self.row is not None:
+            return self.row.read(path)
         return self._from_commit(path) if self.folder is None else self._from_folder(self.folder, path)
 
     def of(self, path: Path) -> str:
         """How an error names the file."""
         return path.as_posix() if self.name == WORKSPACE else f"{path.as_posix()} of {self.name}"
+
+    @property
+    def remedy(self) -> str:
+        """What an error advises where a result is missing."""
+        return "give a run that has evaluated" if self.row else "run `dvc repro` and commit the results"
 
     def _from_commit(self, path: Path) -> bytes | None:
         blob = f"{self.commit}:./{path.as_posix()}"  # ./ since the workspace may be a folder of a larger repository
@@ -58,24 +75,30 @@ class Place:
 
 
 def find(name: str) -> Place:
-    """The place of `workspace`, a git revision, a DVC experiment or a folder; the first of these that there is.
+    """The place of `workspace`, a model in MLflow, or, the first that there is, a git revision, a DVC experiment, a
+    folder, one below results/reference, an MLflow run.
 
     Raises:
         AbsentError: nothing has that name.
-        UserError: git cannot be asked, knows several experiments of that name, or has only a part of the history.
+        UserError: git or MLflow cannot be asked, or git knows several experiments of that name, or only a part of the
+            history.
     """
     if name == WORKSPACE:
         return Place(name, None, Path())
+    if name.startswith(MODELS):
+        return _stored(name)
     if not name or name.startswith("-"):
-        raise UserError(f"{name!r} names no run; give a git revision, a DVC experiment, a folder or {WORKSPACE}")
+        raise UserError(f"{name!r} names no run; give a git revision, a DVC experiment, a folder, a run or {WORKSPACE}")
     repository = _git("rev-parse", "--is-shallow-repository")
     if repository.returncode == 0:
         commit = _commit(name) or _experiment(name)
         if commit:
             return Place(name, commit, None)
-    folder = Path(name)
-    if folder.is_dir():
-        return Place(name, None, folder)
+    for folder in (Path(name), REFERENCE / name):
+        if folder.is_dir():
+            return Place(name, None, folder)
+    if RUN_ID.fullmatch(name):
+        return _stored(name)
     if repository.returncode != 0:
         raise UserError(f"{name} is no folder, and git cannot be asked for it: {_said(repository)}")
     if repository.stdout.strip() == b"true":
@@ -83,7 +106,16 @@ def find(name: str) -> Place:
             f"{name} is not in this shallow clone; fetch the whole history: "
             "`fetch-depth: 0` for actions/checkout, `git fetch --unshallow` elsewhere"
         )
-    raise AbsentError(f"there is no git revision, DVC experiment or folder called {name}")
+    raise AbsentError(f"there is no git revision, DVC experiment, folder or MLflow run called {name}")
+
+
+def _stored(name: str) -> Place:
+    from onecycle.tracking.lookup import find_row  # takes a second to load what it needs
+
+    row = find_row(name)
+    if row is None:
+        raise AbsentError(f"there is no {name} in MLflow's store")
+    return Place(name, None, None, row)
 
 
 def _commit(revision: str) -> str | None:

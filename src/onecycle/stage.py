@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
@@ -15,6 +16,10 @@ from onecycle.params import Params, load
 
 if TYPE_CHECKING:
     from onecycle.tracking import Row
+
+
+CRASHED = 70
+"""The exit code of a fault of ours, EX_SOFTWARE in sysexits.h: not 1, by which the gate says that a model is worse."""
 
 
 def run(name: str, body: Callable[[Params, Row], None]) -> NoReturn:
@@ -31,23 +36,25 @@ def run(name: str, body: Callable[[Params, Row], None]) -> NoReturn:
 
 
 def exit_with(body: Callable[[], int | None]) -> NoReturn:
-    """Call `body`; exit with the code it returns or 0, 2 (bad input, one line), 128 + signal, or 1 with a traceback."""
+    """Call `body`; exit with its code or 0, 2 (bad input, one line), 128 + signal, or 70 with a traceback."""
     signals.raise_stopped()
     try:
         code = body()
     except UserError as error:
         if os.environ.get("ONECYCLE_DEBUG") == "1":
-            raise
+            traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if not _no_room(error):
-            raise
-        print(f"error: no room left to write {error.filename or 'a file'}; free some and run again", file=sys.stderr)
         sys.exit(2)
     except Stopped as stopped:
         print(f"stopped by {signal.Signals(stopped.signal_number).name}", file=sys.stderr)
         sys.exit(128 + stopped.signal_number)
+    except Exception as error:
+        if isinstance(error, OSError) and _no_room(error):
+            file = error.filename or "a file"
+            print(f"error: no room left to write {file}; free some and run again", file=sys.stderr)
+            sys.exit(2)
+        traceback.print_exc()
+        raise SystemExit(CRASHED) from error
     sys.exit(code or 0)
 
 

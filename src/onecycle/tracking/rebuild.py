@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 
 from onecycle import params, paths
 from onecycle.errors import UserError
-from onecycle.revisions import WORKSPACE, Place
+from onecycle.revisions import REFERENCE, WORKSPACE, Place
 from onecycle.tracking import context, yaml_values
 from onecycle.tracking.collect import STAGES, Findings, collect
 from onecycle.tracking.errors import DeletedRowError, StoreError
@@ -31,7 +31,6 @@ from onecycle.tracking.journal import Journal, root
 from onecycle.tracking.sender import send
 from onecycle.tracking.store import EXPERIMENT_PREFIX, connect
 
-REFERENCE = Path("results/reference")
 LOCK_TAG = "dvc.lock"
 NOBODY = Process(platform.node(), 0, 0.0)
 """Stands for the processes of an execution that is long over."""

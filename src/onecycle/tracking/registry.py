@@ -15,6 +15,7 @@ from onecycle.tracking.store import Store
 from onecycle.tracking.summary import Model
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
 CANDIDATE = "candidate"
@@ -36,7 +37,7 @@ def record(store: Store, run_id: str, model: Model, files: Path, evaluated: bool
     """
     paths.state().mkdir(exist_ok=True)
     with FileLock(paths.state() / "model.lock"):  # one export at a time, and none twice
-        version = _find(store, model.md5)
+        version = find(store.client, store.name, model.md5)
         if version is None and model.file and model.pictures:
             with TemporaryDirectory(prefix="onecycle-") as folder:
                 exported = Path(folder) / "model"
@@ -53,10 +54,15 @@ def record(store: Store, run_id: str, model: Model, files: Path, evaluated: bool
             store.client.set_registered_model_alias(store.name, CANDIDATE, version.version)
 
 
-def _find(store: Store, md5: str) -> ModelVersion | None:
-    query = f"name = '{store.name}' and tags.`{MD5_TAG}` = '{md5}'"
+def find(client: MlflowClient, name: str, md5: str) -> ModelVersion | None:
+    """The last version of the registered model `name` that was made from the model file with this MD5.
+
+    Raises:
+        StoreError: the store cannot be asked.
+    """
+    query = f"name = '{name}' and tags.`{MD5_TAG}` = '{md5}'"
     with guarded():
-        found = store.client.search_model_versions(query, max_results=1, order_by=["version_number DESC"])
+        found = client.search_model_versions(query, max_results=1, order_by=["version_number DESC"])
     return found[0] if found else None
 
 

@@ -33,6 +33,7 @@ _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default, 7, lets one call hang for minutes; we try again ourselves
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
@@ -152,12 +153,28 @@ def connect(experiment: str) -> Store:
     if found.lifecycle_stage == "deleted":
         advice = f"`mlflow experiments restore --experiment-id {found.experiment_id}` brings it back"
         raise StoreError(f"the experiment {experiment} was deleted; {advice}")
-    if uri == default_uri() and found.artifact_location != artifact_root():
+    check_not_moved(found)
+    return Store(client, uri, found)
+
+
+def check_not_moved(experiment: Experiment) -> None:
+    """Refuse an experiment of the workspace's own store whose artifacts are said to be where the workspace was."""
+    if current_uri() == default_uri() and experiment.artifact_location != artifact_root():
         raise StoreError(
-            f"mlflow.db keeps its artifacts in {found.artifact_location}, so this workspace was moved or copied; "
+            f"mlflow.db keeps its artifacts in {experiment.artifact_location}, so this workspace was moved or copied; "
             "`onecycle sync --relocate` mends it"
         )
-    return Store(client, uri, found)
+
+
+def existing_client() -> MlflowClient | None:
+    """A client of the current store, for who only looks; None where its SQLite file is not there, and none is made.
+
+    Raises:
+        StoreError: as `connect`.
+    """
+    uri = current_uri()
+    file = sqlite_file(uri)
+    return None if file is not None and not file.exists() else _client(uri)
 
 
 def experiments() -> list[tuple[str, str]]:

@@ -1,0 +1,113 @@
+"""`onecycle gate --promote`: the alias `champion` of a registered model moves to the version that passed."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from onecycle import paths
+from onecycle.errors import UserError
+from onecycle.revisions import Place
+from onecycle.tracking import yaml_values
+from onecycle.tracking.errors import StoreError, guarded
+from onecycle.tracking.filling import model_read_by
+from onecycle.tracking.lookup import Version, aliases
+from onecycle.tracking.registry import find
+from onecycle.tracking.store import EXPERIMENT_PREFIX, existing_client
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+ALIAS = "champion"
+
+
+def promote(candidate: Place, dataset: str, baseline: str, judged: Place | None) -> str:
+    """Make the model of `candidate`, which has passed the gate, the champion; returns what was done, as a sentence.
+
+    Args:
+        dataset: name of the candidate's data set, which the registered model is named after.
+        baseline: what the candidate was judged by, as it was asked for.
+        judged: the run that this was; None where there was none, or several.
+
+    Raises:
+        UserError: the candidate has no version in the registry, another version became champion since the candidate
+            was judged by the one before it, or the store does not take it.
+    """
+    try:
+        client = existing_client()
+        version = _version(client, candidate, dataset) if client else None
+        if client is None or version is None:
+            raise UserError(
+                f"the model of {candidate.name} has no version in MLflow's registry, so it is not promoted; "
+                "`onecycle sync` registers what a row has evaluated"
+            )
+        paths.state().mkdir(exist_ok=True)
+        with FileLock(paths.state() / "champion.lock"):  # of two promotions, the second sees what the first has done
+            champion = aliases(client, version.name).get(ALIAS)
+            expected = judged.row.version.number if judged and judged.row and judged.row.version else None
+            if baseline == f"models:/{version.name}@{ALIAS}" and champion != expected:
+                raise UserError(
+                    f"{baseline} was {_named(expected)} when it judged {candidate.name}, and is {_named(champion)} "
+                    "now; run the gate again"
+                )
+            return _move(client, version, champion, baseline)
+    except StoreError as error:
+        raise UserError(f"{candidate.name} is not promoted, since MLflow cannot be asked: {error}") from None
+
+
+def _named(number: str | None) -> str:
+    return f"version {number}" if number else "none"
+
+
+def _move(client: MlflowClient, version: Version, champion: str | None, baseline: str) -> str:
+    """The tags first, the alias last and in one call: it is at the old version or at the new one, never at none, and
+    after a kill in between the same command makes the tags true."""
+    alias = f"models:/{version.name}@{ALIAS}"
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    with guarded():
+        _tag(client, version, {"gate.verdict": "pass", "gate.baseline": baseline})
+        for key in ("gate.demoted", "gate.replaced_by"):  # of an earlier time as champion
+            client.delete_model_version_tag(version.name, version.number, key)
+        if champion == version.number:
+            return f"{alias} is version {champion} already."
+        _tag(client, version, {"gate.promoted": now, "gate.replaces": champion or "none"})
+        if champion:
+            _tag(client, Version(version.name, champion), {"gate.demoted": now, "gate.replaced_by": version.number})
+        client.set_registered_model_alias(version.name, ALIAS, version.number)
+    return f"{alias} is version {version.number} now{f', before it was {champion}' if champion else ''}."
+
+
+def _tag(client: MlflowClient, version: Version, tags: dict[str, str]) -> None:
+    for key, value in tags.items():
+        client.set_model_version_tag(version.name, version.number, key, value)
+
+
+def _version(client: MlflowClient, candidate: Place, dataset: str) -> Version | None:
+    """The version of a run's model: a row names it, and any other run's dvc.lock has the MD5 by which it is known."""
+    if candidate.row:
+        return candidate.row.version
+    found = find(client, EXPERIMENT_PREFIX + dataset, _model_md5(candidate))
+    return Version(found.name, str(found.version)) if found else None
+
+
+def _model_md5(place: Place) -> str:
+    """The model that the run's results are of, as dvc.lock beside them says. Raises `UserError` if it does not."""
+    content = place.read(paths.DVC_LOCK)
+    if content is None:
+        raise UserError(f"{place.of(paths.DVC_LOCK)} is missing, so which model its results are of is unknown")
+    try:
+        lock = yaml_values.load(content).get("stages", {})
+    except ValueError as error:
+        raise UserError(f"{place.of(paths.DVC_LOCK)}: {error}") from None
+    recorded = {out["path"]: out.get("md5") for out in lock.get("evaluate", {}).get("outs", ())}
+    for path in (paths.EVALUATE_METRICS, paths.PREDICTIONS):
+        found = hashlib.md5(place.read(path) or b"", usedforsecurity=False).hexdigest()
+        if found != recorded.get(path.as_posix()):
+            raise UserError(
+                f"{place.of(path)} is not what {paths.DVC_LOCK} beside it records, so which model it is of is unknown; "
+                "run `dvc repro`"
+            )
+    return model_read_by("evaluate", lock) or ""

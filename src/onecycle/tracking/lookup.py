@@ -1,0 +1,128 @@
+"""Rows by the names that `onecycle compare` and `gate` take: a run id, a registered model's alias or version."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from onecycle import paths
+from onecycle.errors import UserError
+from onecycle.tracking.errors import StoreError, guarded
+from onecycle.tracking.registry import VERSION_TAG
+from onecycle.tracking.store import EXPERIMENT_PREFIX, check_not_moved, existing_client
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_MODEL = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<number>[1-9][0-9]*))")
+T = TypeVar("T")
+
+
+class Version(NamedTuple):
+    """A version of a registered model."""
+
+    name: str
+    number: str
+
+    def __str__(self) -> str:
+        return f"models:/{self.name}/{self.number}"
+
+
+@dataclass(frozen=True)
+class StoredRow:
+    """A row in the store; its files are read by the names they have in a workspace."""
+
+    client: MlflowClient
+    run_id: str
+    params: Mapping[str, str]
+    """By dotted key, as YAML spells them."""
+    version: Version | None
+    """Of the model that the row evaluated."""
+
+    def read(self, path: Path) -> bytes | None:
+        """The file at `path`, relative to a workspace; None where the row has none.
+
+        Raises:
+            UserError: the store cannot be asked.
+        """
+        if path == paths.PARAMS:
+            return json.dumps(dict(self.params)).encode()  # which is YAML, too
+        if path.parts[0] != "results":
+            return None
+        artifact = PurePosixPath(*path.parts[1:])
+        try:
+            with guarded(), TemporaryDirectory(prefix="onecycle-") as folder:
+                listed = self.client.list_artifacts(self.run_id, artifact.parent.as_posix())
+                if artifact.as_posix() not in {file.path for file in listed}:
+                    return None
+                return Path(self.client.download_artifacts(self.run_id, artifact.as_posix(), folder)).read_bytes()
+        except StoreError as error:
+            raise _unasked(error) from None
+
+
+def find_row(name: str) -> StoredRow | None:
+    """The row of a run id, or of `models:/name@alias` or `models:/name/version`; None where there is none.
+
+    Raises:
+        UserError: the store cannot be asked, or the name is neither.
+    """
+    model = _MODEL.fullmatch(name)
+    if name.startswith("models:") and not model:
+        raise UserError(f"{name} names no model; give models:/<name>@<alias> or models:/<name>/<version>")
+    try:
+        client = existing_client()
+        if client is None:
+            return None
+        if not model:
+            return _row(client, name, None)
+        number = model["number"] or aliases(client, model["name"]).get(model["alias"])
+        found = _or_none(lambda: client.get_model_version(model["name"], number)) if number else None
+        if found is None:
+            return None
+        if not found.run_id:
+            raise UserError(f"{name} was registered without a run, so there are no results of it to compare")
+        return _row(client, found.run_id, Version(found.name, str(found.version)))
+    except StoreError as error:
+        raise _unasked(error) from None
+
+
+def aliases(client: MlflowClient, name: str) -> Mapping[str, str]:
+    """Alias → version of a registered model; empty where there is no such model. Raises `StoreError`."""
+    model = _or_none(lambda: client.get_registered_model(name))
+    return {alias: str(number) for alias, number in model.aliases.items()} if model else {}
+
+
+def _row(client: MlflowClient, run_id: str, version: Version | None) -> StoredRow | None:
+    run = _or_none(lambda: client.get_run(run_id))
+    if run is None:
+        return None
+    with guarded():
+        experiment = client.get_experiment(run.info.experiment_id)
+    if not experiment.name.startswith(EXPERIMENT_PREFIX):
+        raise UserError(f"run {run_id} is of the experiment {experiment.name}, which this project does not write")
+    check_not_moved(experiment)
+    if version is None and VERSION_TAG in run.data.tags:
+        version = Version(*run.data.tags[VERSION_TAG].rsplit("/", 1))
+    return StoredRow(client, run_id, run.data.params, version)
+
+
+def _or_none(ask: Callable[[], T]) -> T | None:
+    """The store's answer; None where it says that there is no such thing."""
+    from mlflow.exceptions import MlflowException
+
+    with guarded():
+        try:
+            return ask()
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+
+
+def _unasked(error: StoreError) -> UserError:
+    return UserError(f"MLflow cannot be asked: {error}")
