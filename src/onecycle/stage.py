@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 from onecycle import paths, signals
 from onecycle.errors import Stopped, UserError
-from onecycle.params import Params, load
+from onecycle.params import Params, flatten, load
 
 if TYPE_CHECKING:
     from onecycle.tracking import Row
+
+
+BATCHES = {"lr_range": "batch_size", "train": "batch_size", "evaluate": "evaluate.batch_size"}
+"""The param that decides how much memory a stage takes."""
 
 
 def run(name: str, body: Callable[[Params, Row], None]) -> NoReturn:
@@ -24,7 +29,7 @@ def run(name: str, body: Callable[[Params, Row], None]) -> NoReturn:
         params = load(paths.PARAMS)
         from onecycle import tracking
 
-        with tracking.join(name, params) as row:
+        with tracking.join(name, params) as row, _memory_told(name, params):
             body(params, row)
 
     exit_with(joined)
@@ -36,19 +41,47 @@ def exit_with(body: Callable[[], int | None]) -> NoReturn:
     try:
         code = body()
     except UserError as error:
-        if os.environ.get("ONECYCLE_DEBUG") == "1":
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(str(error))
     except OSError as error:
         if not _no_room(error):
             raise
-        print(f"error: no room left to write {error.filename or 'a file'}; free some and run again", file=sys.stderr)
-        sys.exit(2)
+        _refuse(f"no room left to write {error.filename or 'a file'}; free some and run again")
     except Stopped as stopped:
-        print(f"stopped by {signal.Signals(stopped.signal_number).name}", file=sys.stderr)
+        print(signals.said(stopped.signal_number), file=sys.stderr)
         sys.exit(128 + stopped.signal_number)
     sys.exit(code or 0)
+
+
+def _refuse(sentence: str) -> NoReturn:
+    """End the process with one line; with ONECYCLE_DEBUG=1 also with where in the code it went wrong."""
+    if os.environ.get("ONECYCLE_DEBUG") == "1":
+        traceback.print_exc()
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+@contextmanager
+def _memory_told(name: str, params: Params) -> Iterator[None]:
+    """Tell what to do when memory is full; nothing is made smaller behind the user's back."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _no_memory(error):
+            raise
+        again = "free some and run again" + " to go on from the last checkpoint" * (name == "train")
+        key = BATCHES.get(name)
+        if key is None:
+            raise UserError(f"{name} ran out of memory; {again}") from error
+        size = int(str(flatten(params)[key]))
+        raise UserError(
+            f"{name} ran out of memory with {key} {size}; {again}, or set {key} to {max(size // 2, 1)}"
+        ) from error
+
+
+def _no_memory(error: Exception) -> bool:
+    """Whether a device or the machine is full; torch tells most of that in words only."""
+    signs = ("out of memory", "DefaultCPUAllocator", "ALLOC_FAILED")
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
 def _no_room(error: OSError) -> bool:
