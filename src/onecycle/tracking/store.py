@@ -227,12 +227,19 @@ def prepare(file: Path) -> None:
     beside its place under a lock and then moved. A file that cannot be opened would be tried again for minutes.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    paths.state().mkdir(parents=True, exist_ok=True)
-    with FileLock(paths.state() / "mlflow.lock", timeout=60):
+    with FileLock(_creation_lock(file), timeout=60):
         if not file.exists():
             _create(file)
     with closing(sqlite3.connect(file, timeout=20)) as connection:
         connection.execute("PRAGMA schema_version").fetchone()
+
+
+def _creation_lock(file: Path) -> Path:
+    """In `.state` for the workspace's own store; beside any other, since several workspaces may share that."""
+    if file.parent != paths.original_root():
+        return file.with_name(f"{file.name}.lock")
+    paths.state().mkdir(parents=True, exist_ok=True)
+    return paths.state() / "mlflow.lock"
 
 
 def _create(file: Path) -> None:
