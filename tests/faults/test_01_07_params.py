@@ -67,9 +67,9 @@ def test_05_rate_that_is_none(folder: Path, value: float) -> None:
     refused(folder, ": one_cycle.max_lr must be 'auto' or a number > 0, got ", one_cycle__max_lr=value)
 
 
-def test_06_misspelt_key(folder: Path) -> None:
-    refused(folder, ": unknown key optimizer.lr_decay; did you mean optimizer.", optimizer__lr_decay=1)
-    refused(folder, ": unknown key epoch; did you mean epochs?\n", epoch=1)
+@pytest.mark.parametrize(("key", "meant"), [("epoch", "epochs"), ("optimizer.nme", "optimizer.name")])
+def test_06_misspelt_key(folder: Path, key: str, meant: str) -> None:
+    refused(folder, f": unknown key {key}; did you mean {meant}?\n", **{key: 1})
 
 
 def test_07_broken_file(folder: Path) -> None:

@@ -71,7 +71,7 @@ def test_11_a_page_or_another_archive(folder: Path) -> None:
     assert list((folder / ".state" / "download").glob("*.tar.gz")) == []
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[:-100], lambda content: content[:5000] + b"\0" * 5000])
+@pytest.mark.parametrize("damage", [lambda content: content[:5000], lambda content: content[:5000] + b"\0" * 5000])
 def test_12_corrupt_gzip(folder: Path, damage: Callable[[bytes], bytes]) -> None:
     assert "is no whole .tar.gz" in refused_file(folder, damage(ARCHIVE))
 

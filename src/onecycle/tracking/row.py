@@ -91,7 +91,7 @@ class Row:
             return
         with self._unfailing():
             trouble = delivery.wait(self._journal)
-            if trouble and trouble not in Summary.of(self._journal).told:
+            if trouble and not Summary.of(self._journal).told:
                 print(f"tracking: {trouble}; nothing is lost, `onecycle sync` sends it later", file=sys.stderr)
                 self._append("told", trouble=trouble)  # the command's later stages need not say it again
 

@@ -47,8 +47,8 @@ class Summary:
     """The stage that has opened the row and not closed it."""
     ended: int | None = None
     """When the last stage closed it."""
-    told: set[str] = field(default_factory=set)
-    """What the user was told of the store."""
+    told: bool = False
+    """Whether the user was told that the store does not take it."""
 
     @classmethod
     def of(cls, journal: Journal) -> Summary:
@@ -93,7 +93,7 @@ class Summary:
             case "cached":
                 self.stages[stage] = "cached"
             case "told":
-                self.told.add(entry["trouble"])
+                self.told = True
             case "close":
                 self.running, self.ended = None, entry["at"]
                 self.stages[stage] = "ran" if entry["status"] == "FINISHED" else entry["status"].lower()
