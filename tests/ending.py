@@ -35,9 +35,9 @@ sys.addaudithook(at)
 IMPORT, WRITE, RENAME = ("import", 0), ("open", 0), ("os.rename", 1)
 """Audit events, and which of their arguments names the module or the file."""
 
-LESS_MEMORY = """
+NO_MORE_MEMORY = """
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + {more}, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (used, resource.RLIM_INFINITY))
 """
 TROUBLE_IS_KNOWN = """
     while not any('"trouble": "' in open(file).read() for file in glob.glob(".state/journal/*/sent.json")):
@@ -60,9 +60,9 @@ def before_renaming(folder: Path, stage: str, path: str, number: Signals, later:
     return _hook(folder, stage, RENAME, path, _kill(number), later)
 
 
-def less_memory_before_writing(folder: Path, stage: str, path: str, more: int) -> dict[str, str]:
-    """The environment in which `stage`, from the time it opens a file to write, gets `more` bytes of memory at most."""
-    return _hook(folder, stage, WRITE, path, LESS_MEMORY.format(more=more))
+def no_more_memory_before_renaming(folder: Path, stage: str, path: str) -> dict[str, str]:
+    """The environment in which `stage` gets no more memory from when it is to rename what it wrote to `path`."""
+    return _hook(folder, stage, RENAME, path, NO_MORE_MEMORY)
 
 
 def wait_for_trouble_before_writing(folder: Path, stage: str, path: str) -> dict[str, str]:

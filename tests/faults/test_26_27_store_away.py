@@ -167,7 +167,10 @@ OBSTACLES = {
 }
 
 
-@pytest.mark.parametrize("obstacle", [pytest.param("locked", marks=pytest.mark.slow), *list(OBSTACLES)[1:]])
+SLOW = [pytest.param(obstacle, marks=pytest.mark.slow) for obstacle in ("locked", "unwritable", "malformed")]
+
+
+@pytest.mark.parametrize("obstacle", ["artifacts-unwritable", "newer", *SLOW])
 def test_27_database(workspace: Path, store: bytes, tmp_path: Path, obstacle: str) -> None:
     (workspace / "mlflow.db").write_bytes(store)
     hinder, reason = OBSTACLES[obstacle]
