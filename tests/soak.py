@@ -88,7 +88,7 @@ def soak(workspace: Path, experiments: int, seed: int, deadline: float) -> list[
         if killed.total() < experiments and time.monotonic() >= kill_at:
             killed.update(kill_one(workspace, chance))
             kill_at = time.monotonic() + chance.uniform(*PAUSE_SECONDS)
-        time.sleep(1)
+        time.sleep(3)  # asking DVC takes as long, and a processor
     while processes(workspace) and time.monotonic() < deadline:  # senders and workers end by themselves
         time.sleep(1)
     command(workspace, "onecycle", "sync")

@@ -15,7 +15,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
-from conftest import command
+from conftest import command, set_params
 from ending import HANG_SECONDS, wait_for_file_before_renaming, wait_for_trouble_before_writing
 from tracked_workspace import wait_for
 
@@ -65,12 +65,13 @@ def server(workspace: Path, port: int) -> Iterator[None]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
         wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"), HANG_SECONDS)
         yield
     finally:
-        process.send_signal(SIGTERM)
+        os.killpg(process.pid, SIGTERM)  # the command, and the server that it started
         process.wait()
 
 
@@ -86,6 +87,7 @@ def answers(address: str) -> bool:
 def test_26_stopped_midway(workspace: Path, tmp_path: Path) -> None:
     """The server ends while training is held up after its second epoch; when it is back, the row is made whole."""
     port, go_on = free_port(), tmp_path / "go on"
+    set_params(workspace, {"runtime.checkpoint_seconds": 3600})
     hook = wait_for_file_before_renaming(tmp_path / "hook", "train", "step-00000018.ckpt", go_on)
     address = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
     with server(workspace, port):
