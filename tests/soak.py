@@ -103,8 +103,8 @@ def soak(workspace: Path, experiments: int, seed: int, deadline: float) -> list[
     return [
         *(f"process {process.pid} is still there" for process in processes(workspace)),
         *(f"the row of {name} is RUNNING" for name, status, _ in rows if status == "RUNNING"),
-        *finished_once(rows, set(names)),
-        *missing_artifacts(workspace, rows),
+        *without_whole_row(rows, set(names)),
+        *missing_models(workspace),
         *integrity(workspace),
         *(f"{path} is held" for path in workspace.rglob("*lock") if path.is_file() and held(path)),
         *leftovers(workspace),
@@ -149,16 +149,8 @@ def stored(workspace: Path) -> list[tuple[str, str, Path]]:
     return [(name, status, Path(unquote(urlsplit(uri).path))) for name, status, uri in found]
 
 
-def finished_once(rows: list[tuple[str, str, Path]], names: set[str]) -> Iterator[str]:
-    """Each experiment has one row that went to its end; those of attempts that were killed say so."""
-    finished = Counter(name for name, status, _ in rows if status == "FINISHED")
-    for name in sorted(names):
-        if finished[name] != 1:
-            yield f"{name} has {finished[name]} finished rows"
-
-
-def missing_artifacts(workspace: Path, rows: list[tuple[str, str, Path]]) -> Iterator[str]:
-    """What a finished row, a logged model or a version of one should have, and has not."""
+def without_whole_row(rows: list[tuple[str, str, Path]], names: set[str]) -> Iterator[str]:
+    """Experiments of which no row went to its end with all that belongs to one. Attempts that failed have rows, too."""
     wanted = (
         "stats/stats.json",
         "lr_range/curve.csv",
@@ -166,9 +158,16 @@ def missing_artifacts(workspace: Path, rows: list[tuple[str, str, Path]]) -> Ite
         "evaluate/metrics.json",
         "report/index.html",
     )
-    for name, status, folder in rows:
-        if status == "FINISHED":
-            yield from (f"the row of {name} lacks {path}" for path in wanted if not (folder / path).is_file())
+    whole = {
+        name
+        for name, status, folder in rows
+        if status == "FINISHED" and all((folder / path).is_file() for path in wanted)
+    }
+    yield from (f"{name} has no whole row" for name in sorted(names - whole))
+
+
+def missing_models(workspace: Path) -> Iterator[str]:
+    """Logged models whose files are not there, and versions of what is no logged model."""
     with closing(sqlite3.connect(workspace / "mlflow.db")) as store:
         models = store.execute("SELECT model_id, artifact_location FROM logged_models").fetchall()
         versions = store.execute("SELECT version, source FROM model_versions").fetchall()
