@@ -65,7 +65,7 @@ def _memory_told(name: str, params: Params) -> Iterator[None]:
     """Tell what to do when memory is full; nothing is made smaller behind the user's back."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except Exception as error:
         if not _no_memory(error):
             raise
         again = "free some and run again" + " to go on from the last checkpoint" * (name == "train")
@@ -79,8 +79,8 @@ def _memory_told(name: str, params: Params) -> Iterator[None]:
 
 
 def _no_memory(error: Exception) -> bool:
-    """Whether a device or the machine is full; torch tells most of that in words only."""
-    signs = ("out of memory", "DefaultCPUAllocator", "ALLOC_FAILED")
+    """Whether a device or the machine is full; torch, CUDA's libraries and OpenCV tell it in words."""
+    signs = ("out of memory", "DefaultCPUAllocator", "bad_alloc", "ALLOC_FAILED", "Insufficient memory")
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
