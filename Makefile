@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help demo repro test test-all check ui lock clean
+.PHONY: help demo repro test test-all soak check ui lock clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -20,6 +20,9 @@ test: $(READY)  ## the tests
 
 test-all: $(READY)  ## the tests, slow ones too
 	pytest -m ""
+
+soak: $(READY)  ## 20 queued experiments whose processes are killed at random; half an hour at most
+	python tests/soak.py
 
 check: $(READY)  ## lint, formatting, types
 	ruff check .

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,20 @@ def test_forgotten_when_done(files: list[Path], tmp_path: Path) -> None:
         checkpoints.clear()
     assert loaded(tmp_path) == (None, [])
     assert loaded(tmp_path, {"epochs": "9"}) == (None, [])
+
+
+def test_what_nobody_took_up_for_a_month_is_forgotten_when_another_run_ends_well(tmp_path: Path) -> None:
+    month_ago = time.time() - (checkpoint.ABANDONED_DAYS + 1) * 86_400
+    identities = {name: {"run": name} for name in ("old", "recent", "going on", "ended")}
+    for name, decides in identities.items():
+        with Checkpoints(tmp_path, decides) as checkpoints:
+            folder = checkpoints.save(state(1)).parent
+        if name != "recent":
+            os.utime(folder, (month_ago, month_ago))
+    with Checkpoints(tmp_path, identities["going on"]), Checkpoints(tmp_path, identities["ended"]) as checkpoints:
+        checkpoints.clear()
+    kept = [json.loads(path.read_text(encoding="utf-8"))["run"] for path in tmp_path.glob("*/identity.json")]
+    assert sorted(kept) == ["going on", "recent"]
 
 
 def test_only_tensors_and_plain_values_are_read(tmp_path: Path) -> None:

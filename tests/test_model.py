@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,23 @@ def test_a_damaged_or_missing_model_is_refused(tmp_path: Path) -> None:
     torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
     with pytest.raises(UserError, match="no model of this project"):
         load_classifier(tmp_path / "other.pt")
+
+
+class Touching:
+    """Its unpickling would make a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_malicious_model_is_refused_and_never_executed(tmp_path: Path) -> None:
+    torch.save({"model": {}, "classes": ["a"], "state": Touching(tmp_path / "touched")}, tmp_path / "model.pt")
+    with pytest.raises(UserError, match="no model of this project"):
+        load_classifier(tmp_path / "model.pt")
+    assert not (tmp_path / "touched").exists()
 
 
 def test_summary() -> None:

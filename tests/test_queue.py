@@ -13,19 +13,24 @@ from mlflow import MlflowClient
 GENEROUS_SECONDS = 900.0
 
 
+def statuses(workspace: Path, names: set[str]) -> dict[str, str]:
+    """Status of each experiment: queued, running, success, failed or missing."""
+    table = json.loads(command(workspace, "dvc", "exp", "show", "--json", "--all-commits").stdout)
+    found = {
+        experiment["revs"][0]["name"]: (experiment.get("executor") or {}).get("state") or "success"
+        for revision in table
+        for experiment in revision.get("experiments") or []
+    }
+    return {name: found.get(name, "missing") for name in names}
+
+
 def waited_for(workspace: Path, names: set[str]) -> dict[str, str]:
     """Status of each experiment of the queue, once none of `names` waits or runs any more."""
     deadline = time.monotonic() + GENEROUS_SECONDS
     while True:
-        table = json.loads(command(workspace, "dvc", "exp", "show", "--json", "--all-commits").stdout)
-        found = {
-            experiment["revs"][0]["name"]: (experiment.get("executor") or {}).get("state") or "success"
-            for revision in table
-            for experiment in revision.get("experiments") or []
-        }
-        statuses = {name: found.get(name, "missing") for name in names}
-        if not {"queued", "running", "missing"} & set(statuses.values()) or time.monotonic() > deadline:
-            return statuses
+        found = statuses(workspace, names)
+        if not {"queued", "running", "missing"} & set(found.values()) or time.monotonic() > deadline:
+            return found
         time.sleep(2)
 
 

@@ -2,7 +2,8 @@
 
 State lies in the original workspace's `.state/train/<digest>/`, outside DVC's outputs (DVC deletes those before a
 stage runs, and a temporary experiment's whole folder after it). The digest stands for everything that decides the
-result, so state of other params, code, data or libraries is never mixed in.
+result, so state of other params, code, data or libraries is never mixed in. A run that was interrupted and never
+taken up again is forgotten when another one ends well a month later.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import io
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +27,7 @@ from ruamel.yaml import YAML
 from onecycle.errors import UserError
 
 KEPT = 2
+ABANDONED_DAYS = 30
 PATIENCE_SECONDS = 10  # for a run that was just asked to end, and finishes its step first
 _MAGIC = b"onecycle checkpoint 1\n"
 _DIGEST_SIZE = hashlib.sha256().digest_size
@@ -90,8 +94,12 @@ class Checkpoints:
         return path
 
     def clear(self) -> None:
-        """Forget this run: it is done."""
+        """Forget this run: it is done. Forget, too, what was interrupted `ABANDONED_DAYS` ago and never taken up."""
         shutil.rmtree(self._folder, ignore_errors=True)
+        for path in self._all.glob("*/identity.json"):
+            with suppress(Timeout, FileNotFoundError), _lock(path.parent).acquire(timeout=0):  # not what goes on now
+                if time.time() - path.parent.stat().st_mtime > ABANDONED_DAYS * 86_400:
+                    shutil.rmtree(path.parent, ignore_errors=True)
 
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob("step-*.ckpt"))

@@ -32,6 +32,8 @@ def main() -> None:
     """Run the experiment `demo`, copy its small results and report into demo/, and say where everything is."""
     if not paths.PARAMS.exists():
         raise UserError("params.yaml is missing; run the demo from the folder that holds it")
+    if not Path(".dvc").is_dir():
+        raise UserError(".dvc is missing; clone the repository whole, or run `git init` and `dvc init` here")
     started = time.monotonic()
     _dvc("exp", "remove", "--quiet", NAME, quiet=True)  # an earlier demo; there may be none
     changes = [word for key, value in SETTINGS.items() for word in ("-S", f"{key}={value}")]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 from onecycle import paths, signals
 from onecycle.errors import Stopped, UserError
-from onecycle.params import Params, load
+from onecycle.params import Params, flatten, load
 
 if TYPE_CHECKING:
     from onecycle.tracking import Row
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 CRASHED = 70
 """The exit code of a fault of ours, EX_SOFTWARE in sysexits.h: not 1, by which the gate says that a model is worse."""
+
+BATCHES = {"lr_range": "batch_size", "train": "batch_size", "evaluate": "evaluate.batch_size"}
+"""The param that decides how much memory a stage takes."""
 
 
 def run(name: str, body: Callable[[Params, Row], None]) -> NoReturn:
@@ -29,7 +32,7 @@ def run(name: str, body: Callable[[Params, Row], None]) -> NoReturn:
         params = load(paths.PARAMS)
         from onecycle import tracking
 
-        with tracking.join(name, params) as row:
+        with tracking.join(name, params) as row, _memory_told(name, params):
             body(params, row)
 
     exit_with(joined)
@@ -41,21 +44,48 @@ def exit_with(body: Callable[[], int | None]) -> NoReturn:
     try:
         code = body()
     except UserError as error:
-        if os.environ.get("ONECYCLE_DEBUG") == "1":
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(str(error))
     except Stopped as stopped:
-        print(f"stopped by {signal.Signals(stopped.signal_number).name}", file=sys.stderr)
+        print(signals.said(stopped.signal_number), file=sys.stderr)
         sys.exit(128 + stopped.signal_number)
     except Exception as error:
         if isinstance(error, OSError) and _no_room(error):
-            file = error.filename or "a file"
-            print(f"error: no room left to write {file}; free some and run again", file=sys.stderr)
-            sys.exit(2)
+            _refuse(f"no room left to write {error.filename or 'a file'}; free some and run again")
         traceback.print_exc()
         raise SystemExit(CRASHED) from error
     sys.exit(code or 0)
+
+
+def _refuse(sentence: str) -> NoReturn:
+    """End the process with one line; with ONECYCLE_DEBUG=1 also with where in the code it went wrong."""
+    if os.environ.get("ONECYCLE_DEBUG") == "1":
+        traceback.print_exc()
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+@contextmanager
+def _memory_told(name: str, params: Params) -> Iterator[None]:
+    """Tell what to do when memory is full; nothing is made smaller behind the user's back."""
+    try:
+        yield
+    except Exception as error:
+        if not _no_memory(error):
+            raise
+        again = "free some and run again" + " to go on from the last checkpoint" * (name == "train")
+        key = BATCHES.get(name)
+        if key is None:
+            raise UserError(f"{name} ran out of memory; {again}") from error
+        size = int(str(flatten(params)[key]))
+        raise UserError(
+            f"{name} ran out of memory with {key} {size}; {again}, or set {key} to {max(size // 2, 1)}"
+        ) from error
+
+
+def _no_memory(error: Exception) -> bool:
+    """Whether a device or the machine is full; torch, CUDA's libraries and OpenCV tell it in words."""
+    signs = ("out of memory", "DefaultCPUAllocator", "bad_alloc", "ALLOC_FAILED", "Insufficient memory")
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
 def _no_room(error: OSError) -> bool:

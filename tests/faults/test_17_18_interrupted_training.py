@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from pathlib import Path
-from signal import SIGINT, SIGKILL, SIGTERM
+from signal import SIGINT, SIGKILL, SIGTERM, Signals
 
 import pytest
-from conftest import set_params
-from ending import before_renaming, stage
+from conftest import REPO, set_params
+from ending import before_importing, before_renaming, stage
 
 from onecycle import paths
 
@@ -56,3 +57,12 @@ def test_resumed_it_is_the_same_to_the_byte(workspace: Path, pipeline: Path, tmp
     for path in RESULTS:
         assert (experiment / path).read_bytes() == (pipeline / path).read_bytes(), path
     assert states(workspace) == [], "done is done"
+
+
+@pytest.mark.parametrize("number", [SIGINT, SIGTERM])
+def test_18_while_the_stage_still_imports(tmp_path: Path, number: Signals) -> None:
+    """Which takes seconds, and must not end in a traceback of whatever was being imported."""
+    hook = before_importing(tmp_path / "hook", "train", "torch", number)
+    path = f"{hook['PYTHONPATH']}{os.pathsep}{REPO}"
+    done = stage(tmp_path, "train", 128 + number, **hook | {"PYTHONPATH": path})
+    assert (done.stdout, done.stderr) == ("", f"stopped by {number.name}\n")

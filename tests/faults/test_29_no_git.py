@@ -35,7 +35,15 @@ def test_stages_run_and_the_row_says_so(workspace: Path, tmp_path: Path) -> None
     shutil.copytree(workspace / "data", shallow / "data", dirs_exist_ok=True)
     assert tags(shallow)["git.commit"] == commit
 
+    first = command(workspace, "git", "rev-parse", "HEAD~").stdout.strip()
+    gate = command(shallow, "onecycle", "gate", "--baseline", first, check=False)
+    assert gate.returncode == 2
+    assert gate.stderr.startswith(f"error: {first} is not in this shallow clone; fetch the whole history")
+
     shutil.rmtree(workspace / ".git")
+    gate = command(workspace, "onecycle", "gate", "--baseline", "main", check=False)
+    assert gate.returncode == 2
+    assert gate.stderr.startswith("error: main is no folder, and git cannot be asked for it")
     without = tags(workspace)
     assert not {name for name in without if name.startswith("git.")}
     command(workspace, "dvc", "config", "--local", "core.no_scm", "true")  # what dvc itself asks for then

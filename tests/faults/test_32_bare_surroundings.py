@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from conftest import command
@@ -16,6 +17,7 @@ def test_plain_lines_and_the_same_result(workspace: Path) -> None:
     done = command(workspace, "sh", "-c", line, ONECYCLE_TRACKING="journal", **bare)
     said = done.stdout + done.stderr
     assert "epoch  3/3  train" in said
+    assert re.search(r"^train: on \w+", said, re.MULTILINE)  # what `auto` took
     assert "\x1b" not in said
     assert "Traceback" not in said
     assert (workspace / "dvc.lock").read_bytes() == lock

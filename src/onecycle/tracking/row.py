@@ -94,8 +94,9 @@ class Row:
             return
         with self._unfailing():
             trouble = delivery.wait(self._journal, self._sender, self._seconds)
-            if trouble:
+            if trouble and not Summary.of(self._journal).told:
                 print(f"tracking: {trouble}; nothing is lost, `onecycle sync` sends it later", file=sys.stderr)
+                self._append("told", trouble=trouble)  # the command's later stages need not say it again
 
     def _append(self, event: str, *, durable: bool = False, **fields: object) -> None:
         if self._journal is not None:

@@ -47,6 +47,8 @@ class Summary:
     """The stage that has opened the row and not closed it."""
     ended: int | None = None
     """When the last stage closed it."""
+    told: bool = False
+    """Whether the user was told that the store does not take it."""
 
     @classmethod
     def of(cls, journal: Journal) -> Summary:
@@ -90,6 +92,8 @@ class Summary:
                 self.model = Model(**entry["model"])
             case "cached":
                 self.stages[stage] = "cached"
+            case "told":
+                self.told = True
             case "close":
                 self.running, self.ended = None, entry["at"]
                 self.stages[stage] = "ran" if entry["status"] == "FINISHED" else entry["status"].lower()

@@ -1,0 +1,253 @@
+"""A queue of experiments whose processes are killed at random: nothing of it may be lost, or left lying about.
+
+    make soak                                       # 20 experiments, two workers, at most 30 minutes
+    python tests/soak.py --experiments 4 --seed 7
+
+Stages, the `dvc` commands that run them and the senders of their rows get SIGKILL or SIGTERM at seeded random times, as
+many of them as there are experiments. DVC's own queue workers are left alone. An experiment that failed for it is
+queued again, as a person would, and must then go on from its checkpoint to its end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import json
+import random
+import re
+import sqlite3
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from signal import SIGKILL, SIGTERM, Signals
+from urllib.parse import unquote, urlsplit
+
+import psutil
+from conftest import clone, command
+from ruamel.yaml import YAML
+from test_queue import statuses
+
+WORKERS = 2
+PAUSE_SECONDS = (3.0, 20.0)
+"""Between two kills, drawn evenly."""
+VICTIMS = {"stages.": "stage", "exec-run": "dvc", "onecycle.tracking.sender": "sender"}
+"""A word in the command line of those that may be killed, and what they are called here."""
+TEMPORARY = re.compile(r"^\..+\.tmp$|\.tmp$|\.part$|-journal$")
+
+
+def main() -> None:
+    """Run it in a temporary folder; print what happened; exit 1 if anything is not as it should be."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiments", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0, help="of the kills (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=30, help="give up after (default: %(default)g)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="onecycle-soak-") as folder:
+        workspace = Path(folder).resolve() / "repo"
+        try:
+            problems = soak(workspace, options.experiments, options.seed, time.monotonic() + 60 * options.minutes)
+        finally:
+            for process in processes(workspace):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+    for problem in problems:
+        print(f"PROBLEM  {problem}")
+    sys.exit(1 if problems else 0)
+
+
+def soak(workspace: Path, experiments: int, seed: int, deadline: float) -> list[str]:
+    """Queue, kill, queue again until all have succeeded; what is wrong then, a line each."""
+    started = time.monotonic()
+    clone(workspace)
+    command(workspace, "dvc", "repro")
+    command(workspace, "git", "add", "-A")
+    command(workspace, "git", "commit", "-qm", "results")
+    names = {f"soak-{number}": number for number in range(1, experiments + 1)}
+    for name, number in names.items():
+        queue(workspace, name, number)
+    killed, again = Counter[str](), Counter[str]()
+    chance = random.Random(seed)
+    kill_at = time.monotonic()
+    states: dict[str, str] = {}
+    while set(states.values()) != {"success"}:
+        if time.monotonic() > deadline:
+            return [f"not done in time: {states}"]
+        states = statuses(workspace, set(names))
+        for name in [name for name, state in states.items() if state == "failed"]:
+            command(workspace, "dvc", "queue", "remove", name)
+            queue(workspace, name, names[name])
+            again[name] += 1
+        working = sum("queue-worker" in " ".join(process.cmdline()) for process in processes(workspace))
+        if "queued" in states.values() and working < WORKERS:
+            command(workspace, "dvc", "queue", "start", "--jobs", str(WORKERS))
+        if killed.total() < experiments and time.monotonic() >= kill_at:
+            killed.update(kill_one(workspace, chance))
+            kill_at = time.monotonic() + chance.uniform(*PAUSE_SECONDS)
+        time.sleep(3)  # asking DVC takes as long, and a processor
+    while processes(workspace) and time.monotonic() < deadline:  # senders and workers end by themselves
+        time.sleep(1)
+    command(workspace, "onecycle", "sync")
+
+    hashes = list(cached(workspace))
+    rows = stored(workspace)
+    print(f"{experiments} experiments in {time.monotonic() - started:.0f} s, {WORKERS} workers, seed {seed}")
+    print(f"killed   {killed.total()}: {', '.join(f'{number} × {what}' for what, number in sorted(killed.items()))}")
+    print(f"again    {again.total()} times, {len(again)} experiments")
+    print(f"rows     {len(rows)}: {dict(Counter(status for _, status, _ in rows))}")
+    print(f"hashes   {len(hashes)} claimed by committed locks")
+    return [
+        *(f"process {process.pid} is still there" for process in processes(workspace)),
+        *(f"the row of {name} is RUNNING" for name, status, _ in rows if status == "RUNNING"),
+        *without_whole_row(rows, set(names)),
+        *missing_models(workspace),
+        *integrity(workspace),
+        *(f"{path} is held" for path in workspace.rglob("*lock") if path.is_file() and held(path)),
+        *leftovers(workspace),
+        *(f"{path} of {revision[:7]}: {trouble}" for revision, path, trouble in hashes if trouble),
+    ]
+
+
+def queue(workspace: Path, name: str, seed: int) -> None:
+    """Queue an experiment: training, and what follows, with another seed."""
+    command(workspace, "dvc", "exp", "run", "--queue", "--name", name, "-S", f"seed={seed}")
+
+
+def processes(workspace: Path) -> list[psutil.Process]:
+    """What runs in the workspace, or in an experiment's folder in it."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError):
+            if Path(process.cwd()).is_relative_to(workspace) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def kill_one(workspace: Path, chance: random.Random) -> Iterator[str]:
+    """Kill one of those that may be, if there is one; yields how and what."""
+    candidates = []
+    for process in processes(workspace):
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            line = " ".join(process.cmdline())
+            candidates += [(what, process) for word, what in VICTIMS.items() if word in line]
+    if candidates:
+        what = chance.choice(sorted({what for what, _ in candidates}))
+        number: Signals = chance.choice((SIGKILL, SIGTERM))
+        with suppress(psutil.NoSuchProcess):
+            chance.choice([process for kind, process in candidates if kind == what]).send_signal(number)
+            yield f"{number.name} to {what}"
+
+
+def stored(workspace: Path) -> list[tuple[str, str, Path]]:
+    """(name, status, folder of artifacts) of each row."""
+    with closing(sqlite3.connect(workspace / "mlflow.db")) as store:
+        found = store.execute("SELECT name, status, artifact_uri FROM runs").fetchall()
+    return [(name, status, Path(unquote(urlsplit(uri).path))) for name, status, uri in found]
+
+
+def without_whole_row(rows: list[tuple[str, str, Path]], names: set[str]) -> Iterator[str]:
+    """Experiments of which no row went to its end with all that belongs to one. Attempts that failed have rows, too."""
+    wanted = (
+        "stats/stats.json",
+        "lr_range/curve.csv",
+        "train/history.csv",
+        "evaluate/metrics.json",
+        "report/index.html",
+    )
+    whole = {
+        name
+        for name, status, folder in rows
+        if status == "FINISHED" and all((folder / path).is_file() for path in wanted)
+    }
+    yield from (f"{name} has no whole row" for name in sorted(names - whole))
+
+
+def missing_models(workspace: Path) -> Iterator[str]:
+    """Logged models whose files are not there, and versions of what is no logged model."""
+    with closing(sqlite3.connect(workspace / "mlflow.db")) as store:
+        models = store.execute("SELECT model_id, artifact_location FROM logged_models").fetchall()
+        versions = store.execute("SELECT version, source FROM model_versions").fetchall()
+    for model, uri in models:
+        if not (Path(unquote(urlsplit(uri).path)) / "MLmodel").is_file():
+            yield f"the logged model {model} has no files"
+    known = {f"models:/{model}" for model, _ in models}
+    yield from (f"version {version} names {source}" for version, source in versions if source not in known)
+
+
+def integrity(workspace: Path) -> Iterator[str]:
+    """What SQLite says of the store."""
+    with closing(sqlite3.connect(workspace / "mlflow.db")) as store:
+        for (verdict,) in store.execute("PRAGMA integrity_check"):
+            if verdict != "ok":
+                yield f"mlflow.db: {verdict}"
+
+
+def held(path: Path) -> bool:
+    """Whether a process holds the lock in this file, of either kind."""
+    with path.open("r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def leftovers(workspace: Path) -> Iterator[str]:
+    """Temporary files, experiments' folders, states of training and journals: all of these have had their end."""
+    for path in workspace.rglob("*"):
+        inside = path.relative_to(workspace)
+        if TEMPORARY.search(path.name) and path.is_file():
+            yield f"{inside} is left"
+    state, experiments = workspace / ".state", workspace / ".dvc" / "tmp" / "exps"
+    yield from (f"{path.name} of DVC's experiments is left" for path in experiments.glob("tmp*") if path.is_dir())
+    yield from (f"the state {path.name} is left" for path in (state / "train").glob("*/"))
+    yield from (f"the journal {path.name} is left" for path in (state / "journal").glob("*/"))
+    cache = workspace / ".dvc" / "cache" / "files" / "md5"
+    for path in cache.glob("*/*"):
+        if not re.fullmatch(r"[0-9a-f]{30}(\.dir)?", path.name):
+            yield f"{path.relative_to(workspace)} is left"
+
+
+def cached(workspace: Path) -> Iterator[tuple[str, str, str | None]]:
+    """(commit, path, what is wrong with it or None) of each output that a committed dvc.lock says is in the cache."""
+    yaml = YAML(typ="safe", pure=True)
+    listed = command(workspace, "git", "for-each-ref", "--format=%(objectname)", "refs/heads", "refs/exps").stdout
+    for revision in sorted(set(listed.split())):
+        shown = command(workspace, "git", "show", f"{revision}:dvc.lock", check=False)
+        if shown.returncode:
+            continue
+        graph = yaml.load(command(workspace, "git", "show", f"{revision}:dvc.yaml").stdout)["stages"]
+        for name, stage in yaml.load(shown.stdout)["stages"].items():
+            entries = [out for key in ("outs", "metrics", "plots") for out in graph[name].get(key, ())]
+            in_git = {
+                path
+                for out in entries
+                if isinstance(out, dict)
+                for path, how in out.items()
+                if not how.get("cache", True)
+            }
+            for out in stage.get("outs", ()):
+                if out["path"] not in in_git:
+                    yield revision, out["path"], wrong(workspace, out["md5"])
+
+
+def wrong(workspace: Path, md5: str) -> str | None:
+    """What is wrong with an object of the cache, and with those that it lists if it is a folder."""
+    path = workspace / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]
+    if not path.is_file():
+        return f"{md5} is not in the cache"
+    content = path.read_bytes()
+    if hashlib.md5(content).hexdigest() != md5.removesuffix(".dir"):
+        return f"{md5} is damaged in the cache"
+    if md5.endswith(".dir"):
+        return next(filter(None, (wrong(workspace, entry["md5"]) for entry in json.loads(content))), None)
+    return None
+
+
+if __name__ == "__main__":
+    main()

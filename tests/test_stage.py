@@ -1,0 +1,30 @@
+"""What a user sees of a stage: one line for an error, the code's own words only when asked for, and nothing twice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import REPO, command
+
+DVC = ("Running stage ", "> python -m ", "Updating lock file ", "Generating lock file ", "To track ", "\tgit add ")
+"""How DVC's own lines begin, which it prints for each stage."""
+
+
+@pytest.mark.parametrize("debug", ["", "1"])
+def test_a_traceback_only_when_asked_for(tmp_path: Path, debug: str) -> None:
+    (tmp_path / "params.yaml").write_text("epochs: 0\n", encoding="utf-8")
+    environment = {"PYTHONPATH": str(REPO), "ONECYCLE_DEBUG": debug}
+    done = command(tmp_path, "python", "-m", "stages.params", check=False, **environment)
+    assert done.returncode == 2
+    assert done.stderr.endswith("error: params.yaml: key seed is missing\n")
+    assert ("Traceback (most recent call last)" in done.stderr) == bool(debug)
+    assert done.stderr.count("\n") == 1 or debug
+
+
+def test_the_stages_of_one_command_say_nothing_twice(pipeline: Path) -> None:
+    lines = (pipeline / ".git" / "repro.log").read_text(encoding="utf-8").splitlines()
+    said = Counter(line for line in lines if line.strip() and not line.startswith(DVC))
+    assert any(line.startswith("epoch  3/3  train") for line in said)
+    assert {line: times for line, times in said.items() if times > 1} == {}
