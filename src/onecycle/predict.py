@@ -134,7 +134,9 @@ def read_image(file: Path, side: int) -> tuple[Pixels, str]:
     image = _decoded(name, content)
     width, height = image.size
     square = min(width, height)
-    fitted = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
+    left, top = (width - square) // 2, (height - square) // 2
+    middle = image.crop((left, top, left + square, top + square))
+    fitted = middle.resize((side, side), Image.Resampling.BICUBIC)  # which averages where it makes smaller
     seen = "whole" if width == height else f"middle {square}×{square}"
     return np.asarray(fitted), f"{seen} of {width}×{height}"
 
