@@ -122,8 +122,11 @@ def test_the_command_sets_every_parameter_but_those_that_change_no_result(inputs
     assert "runtime" not in text
 
 
-def test_parameters_that_change_no_result_do_not_change_the_page(inputs: ReportInputs, small_params: Any) -> None:
-    assert page(replace(inputs, params=small_params(**{"runtime.checkpoint_seconds": 5.0}))) == page(inputs)
+@pytest.mark.parametrize("change", [{"runtime.checkpoint_seconds": 5.0}, {"gate.floor": 0.5}])
+def test_parameters_that_change_no_result_do_not_change_the_page(
+    inputs: ReportInputs, small_params: Any, change: dict[str, Any]
+) -> None:
+    assert page(replace(inputs, params=small_params(**change))) == page(inputs)
 
 
 def test_digits_are_held_against_no_cifar_figure(inputs: ReportInputs) -> None:
