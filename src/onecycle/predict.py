@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from onecycle.errors import UserError
 from onecycle.tables import Page, Table
@@ -151,7 +151,7 @@ def _decoded(name: str, content: bytes) -> Image.Image:
                 image.verify()  # the checksums of a PNG; of its pixels, reading it checks none
                 return _rgb(ImageOps.exif_transpose(Image.open(io.BytesIO(content), formats=FORMATS)))
             size = f"{image.width}×{image.height}"
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise UserError(f"{name} is no PNG or JPEG image") from None
     except Image.DecompressionBombError:
         size = "too many"
