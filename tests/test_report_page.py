@@ -223,6 +223,8 @@ def test_a_phone_folds_all_galleries_but_the_first(visit: Any) -> None:
 def test_the_copy_in_mlflow_adds_what_is_true_of_one_execution(browser: Browser, pipeline: Path, report: Path) -> None:
     assert "This execution" not in report.read_text(encoding="utf-8")
     [copy] = (pipeline / "mlartifacts").glob("**/report/index.html")
+    figures = {file.name: file.read_bytes() for file in (pipeline / paths.REPORT_FIGURES).iterdir()}
+    assert {file.name: file.read_bytes() for file in (copy.parent / "figures").iterdir()} == figures
     page = Visit(browser, copy, 1400, 900).page
     table = page.locator("#execution")
     for words in ("seconds", "train", "images a second", "processor", platform.node(), "commit"):
