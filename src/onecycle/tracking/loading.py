@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from onecycle.errors import UserError
 from onecycle.predict import BATCH, SIDE, Model
-from onecycle.tracking.store import StoreError, existing, guarded
+from onecycle.tracking.errors import StoreError, guarded
+from onecycle.tracking.store import existing
 
 ALLOWED = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
 """MLflow's own switch; unless somebody sets it, it is off here."""

@@ -190,7 +190,7 @@ def existing() -> str:
         StoreError: as `connect`, or there is no such file.
     """
     uri = current_uri()
-    file = _sqlite_file(uri)
+    file = sqlite_file(uri)
     if file is not None and not file.exists():
         raise StoreError(f"{file.name} is missing")
     _client(uri)
