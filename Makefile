@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help demo repro test test-all soak check ui lock clean
+.PHONY: help demo repro test test-all soak check ui table lock clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,10 @@ check: $(READY)  ## lint, formatting, types
 
 ui: $(READY)  ## browse the runs in MLflow
 	onecycle ui
+
+table: $(READY)  ## experiments beside each other, the columns that matter (dvc exp show has 150)
+	dvc exp show --only-changed --drop \
+	  'results/train/metrics.json:epochs|kept_epoch|(train|validation|test)_loss|(min|last)_lr|accuracy_|top|macro_|wrong|brier'
 
 lock: $(READY)  ## pin all packages anew, for every platform, from pyproject.toml
 	uv pip compile --universal --python-version 3.11 --all-extras --generate-hashes --no-emit-index-url \

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 from onecycle import paths
 from onecycle.params import Params
 from onecycle.png import save_png
@@ -18,6 +21,11 @@ def main(params: Params, row: Row) -> None:
         save_png(figure, paths.REPORT_FIGURES / f"{name}.png")
     html = page(inputs)
     paths.REPORT_HTML.write_text(html, encoding="utf-8", newline="\n")
+    if told := row.this_execution():  # times and hardware, for the row's copy only: what DVC holds must not know them
+        with TemporaryDirectory(prefix="onecycle-") as folder:
+            copy = Path(folder) / paths.REPORT_HTML.name
+            copy.write_text(page(inputs, told), encoding="utf-8", newline="\n")
+            row.artifact(copy)
     print(f"{paths.REPORT_HTML}: {len(html.encode()) / 1e6:.1f} MB, opens in any browser")
 
 

@@ -136,6 +136,11 @@ def test_both_networks(name: Literal["custom_resnet", "resnet18"], layer: str, s
     assert np.stack(plain) == pytest.approx(np.stack(found), abs=1e-4)
     alone = gradcam(classifier, images[2:3], [targets[0][2:3]], layer, CPU)
     assert alone[0][0] == pytest.approx(found[0][2], abs=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):  # as training computes
+        rounded = gradcam(classifier, images, targets, layer, CPU)
+    for exact, maps in zip(found, rounded, strict=True):
+        assert maps.dtype == np.float32
+        assert np.corrcoef(exact.ravel(), maps.ravel())[0, 1] > 0.95
     assert all(parameter.grad is None for parameter in classifier.parameters())
     assert torch.equal(classifier(torch.from_numpy(images)), before)
     assert not classifier.network.get_submodule(layer)._forward_hooks

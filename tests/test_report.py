@@ -122,8 +122,11 @@ def test_the_command_sets_every_parameter_but_those_that_change_no_result(inputs
     assert "runtime" not in text
 
 
-def test_parameters_that_change_no_result_do_not_change_the_page(inputs: ReportInputs, small_params: Any) -> None:
-    assert page(replace(inputs, params=small_params(**{"runtime.checkpoint_seconds": 5.0}))) == page(inputs)
+@pytest.mark.parametrize("change", [{"runtime.checkpoint_seconds": 5.0}, {"gate.floor": 0.5}])
+def test_parameters_that_change_no_result_do_not_change_the_page(
+    inputs: ReportInputs, small_params: Any, change: dict[str, Any]
+) -> None:
+    assert page(replace(inputs, params=small_params(**change))) == page(inputs)
 
 
 def test_digits_are_held_against_no_cifar_figure(inputs: ReportInputs) -> None:
@@ -193,6 +196,7 @@ def test_runs_of_one_epoch_and_of_constant_momentum_are_whole(inputs: ReportInpu
     kept = {**inputs.train_metrics, "kept_epoch": 1}
     html = page(replace(inputs, params=params, history=history, schedule=schedule, train_metrics=kept))
     assert "momentum that mirrors it" not in html
+    assert html.count('<i class="single') == 5, "accuracy and loss of two splits, and the gap"
     assert "nan" not in Page(html).text
 
 
@@ -206,6 +210,7 @@ def test_a_perfect_classifier_has_a_page_too(digits: Dataset, small_params: Any)
 def test_an_execution_adds_its_section_to_the_copy_only(inputs: ReportInputs) -> None:
     copy = Page(page(inputs, {"seconds": {"train": "61.2"}}))
     assert "61.2" in copy.text
+    assert "execution" in [attributes["href"].removeprefix("#") for attributes in copy.all("a")]
     assert "This execution" not in Page(page(inputs)).text
 
 
@@ -269,6 +274,12 @@ def test_parameters_are_spelled_as_in_the_file() -> None:
         "auto",
         "512",
     ]
+
+
+def test_pictures_are_enlarged_without_smoothing(inputs: ReportInputs) -> None:
+    sprites = [attributes for attributes in Page(page(inputs)).all("image") if "id" in attributes]
+    assert len(sprites) == len(inputs.gallery_images)
+    assert {attributes["image-rendering"] for attributes in sprites} == {"pixelated"}
 
 
 def test_the_marks_of_the_suggestion_are_on_the_page(inputs: ReportInputs) -> None:

@@ -286,6 +286,33 @@ def test_live_values_are_not_logged_twice(workspace: Workspace, params: Params) 
     assert ("train/momentum", 1) in logged and ("train/momentum", 2) not in logged  # an empty cell is no value
 
 
+def test_what_is_true_of_one_execution_only(workspace: Workspace, params: Params) -> None:
+    with join("train", params) as row:
+        row.metrics({"train/images_per_second": 1234.4, "train/epoch_seconds": 3.14}, step=1)
+        row.tags({"device": "cpu, bfloat16"})
+    with join("report", params) as row:
+        told = row.this_execution()
+    assert list(told) == ["seconds", "training, last epoch", "machine", "made from"][: len(told)]
+    assert list(told["seconds"]) == ["train"], "the report's own are not over"
+    assert 0 <= float(told["seconds"]["train"]) < 600
+    assert told["training, last epoch"] == {"images a second": "1,234", "seconds an epoch": "3.1"}
+    assert told["machine"]["device"] == "cpu, bfloat16"
+    assert {"processor", "cores", "host"} <= set(told["machine"])
+
+
+def test_a_copy_logged_by_the_stage_stands_for_its_file(workspace: Workspace, params: Params, tmp_path: Path) -> None:
+    """The report's copy in MLflow knows the execution; the file that DVC holds does not."""
+    (tmp_path / "index.html").write_text("<p>this execution", encoding="utf-8")
+    workspace.write("results/report/index.html", "<p>")
+    workspace.write("results/report/figures/curves.png", b"png")
+    with join("report", params) as row:
+        row.artifact(tmp_path / "index.html")
+    logged = [(entry["folder"], Path(entry["file"])) for entry in workspace.entries() if entry["event"] == "artifact"]
+    assert sorted(file.name for _, file in logged) == ["curves.png", "index.html"]
+    [kept] = workspace.journals[0].parent.glob("files/*/index.html")
+    assert kept.read_text(encoding="utf-8") == "<p>this execution"
+
+
 def test_a_journal_that_cannot_be_written_is_told_and_fails_nothing(
     workspace: Workspace, params: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -307,6 +334,7 @@ def test_off_leaves_nothing(workspace: Workspace, params: Params, monkeypatch: p
     with join("train", params) as row:
         row.metrics({"train/loss": 1.0})
         row.artifact(paths.PARAMS)
+        assert row.this_execution() == {}
     assert not (workspace.root / ".state").exists()
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import signal
 import socket
 from collections.abc import Iterator
@@ -12,10 +10,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from browser import MARKS, chromium
+from playwright.sync_api import Page
 from tracked_workspace import Workspace, finish, wait_for
 
-CHROMIUM = shutil.which("chromium")
 LOSSES = {"first": [2.0, 1.5, 1.25], "second": [2.0, 1.0, 0.75]}
 
 STAGE = """
@@ -24,10 +22,7 @@ for epoch, loss in enumerate({losses}, 1): row.metrics({{"train/loss": loss}}, s
 row.metrics({{"test/accuracy": 1 - {losses}[-1] / 10, "stats/mean_red": 0.5}})
 """
 
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium: apt-get install chromium"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # playwright's pipes, closed by its own process
-]
+pytestmark = MARKS
 
 
 @pytest.fixture
@@ -52,10 +47,8 @@ def ui(tmp_path: Path) -> Iterator[tuple[str, psutil.Process]]:
 
 @pytest.fixture
 def page() -> Iterator[Page]:
-    """A page of headless Chromium that has not talked to anybody."""
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []  # it refuses a sandbox to root
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+    """A page of its own."""
+    with chromium() as browser:
         page = browser.new_page(viewport={"width": 1600, "height": 1000})
         page.set_default_timeout(60_000)
         yield page

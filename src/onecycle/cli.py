@@ -1,12 +1,14 @@
-"""What is no stage of the pipeline: `onecycle demo | ui | sync | compare | gate | check-lock`."""
+"""What is no stage of the pipeline; `onecycle --help` lists it."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
+from onecycle import paths
 from onecycle.errors import UserError
 from onecycle.stage import exit_with
 
@@ -28,6 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         "--from-git", action="store_true", help="then add rows for what git and DVC know: mlflow.db is gone"
     )
     sync.set_defaults(run=_sync)
+    predict = commands.add_parser("predict", help="classify pictures with the trained model")
+    predict.add_argument("images", nargs="+", type=Path, metavar="image", help="PNG or JPEG file, or a folder of them")
+    predict.add_argument(
+        "--model",
+        default=str(paths.MODEL),
+        help="file, models:/name@alias or models:/name/version (default: %(default)s)",
+    )
+    predict.add_argument("--json", action="store_true", help="every figure, in full")
+    predict.set_defaults(run=_predict)
     compare = commands.add_parser("compare", help="say how runs differ, and whether one is better")
     compare.add_argument(
         "sides",
@@ -82,6 +93,29 @@ def _sync(options: argparse.Namespace) -> None:
             print(line)
 
 
+def _predict(options: argparse.Namespace) -> int:
+    import json
+
+    from onecycle import predict, tables
+
+    files = predict.image_files(options.images)
+    if options.model.startswith("models:"):
+        from onecycle.tracking.loading import registered_model
+
+        model = registered_model(options.model)
+    else:
+        model = predict.workspace_model(Path(options.model))
+    predictions = predict.predict(model, files)
+    if options.json:
+        print(json.dumps(predict.document(predictions), indent=2))
+    else:
+        tables.show(predict.page(model, predictions))
+    refused = [prediction.refused for prediction in predictions if prediction.refused]
+    for sentence in refused:
+        print(f"error: {sentence}", file=sys.stderr)
+    return 2 if refused else 0
+
+
 def _compare(options: argparse.Namespace) -> None:
     if len(options.sides) < 2:
         raise UserError("compare takes two runs or more; try `onecycle compare HEAD workspace`")
@@ -106,7 +140,7 @@ def _compare(options: argparse.Namespace) -> None:
 def _gate(options: argparse.Namespace) -> int:
     import json
 
-    from onecycle import gate, paths, tables
+    from onecycle import gate, tables
     from onecycle.params import load
     from onecycle.results import Results, read_side
     from onecycle.revisions import AbsentError

@@ -57,7 +57,7 @@ def gradcam(
     for classes in targets:
         score = logits.gather(1, torch.from_numpy(classes).to(device)[:, None]).sum()  # images do not mix in eval mode
         (gradient,) = torch.autograd.grad(score, activation, retain_graph=True)
-        maps.append(_weighted(activation.detach(), gradient).cpu().numpy())
+        maps.append(_weighted(activation.detach().float(), gradient.float()).cpu().numpy())  # bf16 under autocast
     return maps
 
 

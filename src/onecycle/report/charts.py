@@ -77,12 +77,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A `Line` as SVG paths; both are empty where its values are drawn as bars."""
+    """A `Line` as SVG paths, which are empty where its values are bars, or place and height of its `single` value."""
 
     name: str
     colour: str
     path: str = ""
     dots: str = ""
+    single: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,7 @@ def line_chart(
                 line.colour,
                 path=_path(across, height),
                 dots="" if line.points is None else _dots(across, y.at(line.points)),
+                single=_single(across, height),
             )
             for line, height in zip(lines, heights, strict=True)
         ],
@@ -235,7 +237,7 @@ def _path(across: Floats, height: Floats) -> str:
     """A polyline without the points that lie on the way anyway: a schedule of 2,000 steps is a few strokes."""
     points = _units(across, height)
     if len(points) < 2:
-        return _dots(across, height)
+        return ""
     outline = np.asarray(Outline(points).cleaned(simplify=True).vertices)[:-1]  # the last only says "stop"
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in outline)
 
@@ -243,6 +245,15 @@ def _path(across: Floats, height: Floats) -> str:
 def _dots(across: Floats, height: Floats) -> str:
     """Strokes of no length: with round caps they are dots that a stretched plot leaves round."""
     return "".join(f"M{x:.1f} {y:.1f}h0" for x, y in _units(across, height))
+
+
+def _single(across: Floats, height: Floats) -> tuple[float, float] | None:
+    """The only point there is: a stroke of no length would hardly be seen."""
+    finite = np.isfinite(across) & np.isfinite(height)
+    if finite.sum() != 1:
+        return None
+    (x,), (y,) = across[finite], height[finite]
+    return round(float(x), 4), round(float(y), 4)
 
 
 def _band(across: Floats, first: Floats, second: Floats) -> str:

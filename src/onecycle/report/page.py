@@ -71,8 +71,8 @@ def _asset(name: str) -> str:
 
 
 def _result_params(inputs: ReportInputs) -> dict[str, Scalar]:
-    """All but `runtime`, which cannot change a result and therefore must not change the page."""
-    return {key: value for key, value in flatten(inputs.params).items() if not key.startswith("runtime.")}
+    """All but `runtime` and `gate`, which cannot change a result and therefore must not change the page."""
+    return {key: value for key, value in flatten(inputs.params).items() if not key.startswith(("runtime.", "gate."))}
 
 
 def _groups(inputs: ReportInputs) -> dict[str, dict[str, str]]:

@@ -1,4 +1,4 @@
-"""A row in words: its headline numbers and the commands that make it again, as Markdown for MLflow's description."""
+"""A row in words: Markdown for MLflow's description, and what the report's copy says of one execution."""
 
 from __future__ import annotations
 
@@ -17,6 +17,22 @@ _HEADLINES = (
     ("train/parameters", "parameters", "{:,.0f}"),
 )
 
+_MACHINE = {
+    "device": "device",
+    "processor": "hardware.cpu",
+    "cores": "hardware.cores",
+    "memory, GiB": "hardware.memory_gib",
+    "host": "hardware.host",
+    "system": "os",
+}
+_SOURCE = {
+    "command": "mlflow.source.name",
+    "experiment": "dvc.exp_name",
+    "commit": "git.commit",
+    "branch": "git.branch",
+    "changed since": "git.changed",
+}
+
 
 def description(summary: Summary) -> str:
     """The row's description so far."""
@@ -27,6 +43,27 @@ def description(summary: Summary) -> str:
     ]
     table = ["| | |", "|---|---|", *rows, ""] if rows else []
     return "\n".join([*table, *_again(summary.tags)])
+
+
+def execution(summary: Summary) -> dict[str, dict[str, str]]:
+    """What is true of one execution only, as heading → name → value: where the seconds went, how fast, on what."""
+    seconds = {stage: f"{value:,.1f}" for stage, value in summary.seconds.items() if summary.stages[stage] == "ran"}
+    kept = {stage: "kept by DVC" for stage, end in summary.stages.items() if end == "cached"}
+    speed = {
+        words: f"{summary.metrics[name]:,.{digits}f}"
+        for words, name, digits in (
+            ("images a second", "train/images_per_second", 0),
+            ("seconds an epoch", "train/epoch_seconds", 1),
+        )
+        if name in summary.metrics
+    }
+    told = {
+        "seconds": {**kept, **seconds},
+        "training, last epoch": speed,
+        "machine": {words: summary.tags[name] for words, name in _MACHINE.items() if name in summary.tags},
+        "made from": {words: summary.tags[name] for words, name in _SOURCE.items() if name in summary.tags},
+    }
+    return {heading: values for heading, values in told.items() if values}
 
 
 def _again(tags: Mapping[str, str]) -> list[str]:

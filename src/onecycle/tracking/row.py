@@ -15,7 +15,7 @@ from pathlib import Path
 from onecycle import signals
 from onecycle.errors import Stopped, UserError
 from onecycle.params import Params, flatten
-from onecycle.tracking import context, delivery, execution, yaml_values
+from onecycle.tracking import context, delivery, describe, execution, yaml_values
 from onecycle.tracking.collect import STAGES, collect
 from onecycle.tracking.filling import fill_in, log
 from onecycle.tracking.journal import Journal, root
@@ -37,6 +37,7 @@ class Row:
         self._sender: execution.Process | None = None
         self._seconds = delivery.SECONDS_A_STAGE  # that are left of it
         self._live: set[tuple[str, int]] = set()
+        self._kept: set[tuple[str, str]] = set()
         self._told = False
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
@@ -49,11 +50,20 @@ class Row:
         """Log a copy of a file, as it is now, into a folder of the row (default: the stage's name)."""
         if self._journal is not None:
             with self._unfailing():
-                self._append("artifact", file=self._journal.keep(path), folder=folder or self._stage)
+                folder = folder or self._stage
+                self._append("artifact", file=self._journal.keep(path), folder=folder)
+                self._kept.add((path.name, folder))
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags of the row."""
         self._append("tags", values={name: without_secrets(str(value)) for name, value in values.items()})
+
+    def this_execution(self) -> dict[str, dict[str, str]]:
+        """What is true of it only, so far, as heading → name → value; empty when there is no row."""
+        if self._journal is not None:
+            with self._unfailing():
+                return describe.execution(Summary.of(self._journal))
+        return {}
 
     def _open(self, current: execution.Execution, params: Params, send: bool) -> None:
         """Open the row, and fill in what earlier stages left on disk that did not run in this execution."""
@@ -85,7 +95,9 @@ class Row:
         """Log what the stage left on disk, except what it logged while it ran."""
         if self._journal is not None:
             with self._unfailing():
-                log(self._journal, self._stage, collect(self._stage), self._live)
+                found = collect(self._stage)
+                found.artifacts = [entry for entry in found.artifacts if (entry[0].name, entry[1]) not in self._kept]
+                log(self._journal, self._stage, found, self._live)
 
     def _close(self, status: str) -> None:
         """Close the row; what keeps the store from having it is told."""

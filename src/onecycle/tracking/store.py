@@ -200,6 +200,20 @@ def tag_experiment(experiment_id: str, name: str, value: str) -> None:
         client.set_experiment_tag(experiment_id, name, value)
 
 
+def existing() -> str:
+    """The address of the current store, ready to be read; a file that is not there is not created.
+
+    Raises:
+        StoreError: as `connect`, or there is no such file.
+    """
+    uri = current_uri()
+    file = sqlite_file(uri)
+    if file is not None and not file.exists():
+        raise StoreError(f"{file.name} is missing")
+    _client(uri)
+    return uri
+
+
 def _client(uri: str) -> MlflowClient:
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)

@@ -42,9 +42,13 @@ class Summary:
     tags: dict[str, str] = field(default_factory=dict)
     stages: dict[str, str] = field(default_factory=dict)
     """Stage → "ran", "cached", or how it ended otherwise."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Stage → how long it had the row open; only for those that closed it."""
     model: Model | None = None
     running: tuple[str, Process] | None = None
     """The stage that has opened the row and not closed it."""
+    opened: int = 0
+    """When the last stage opened it."""
     ended: int | None = None
     """When the last stage closed it."""
     told: bool = False
@@ -78,7 +82,7 @@ class Summary:
                     self.execution, self.workspace = _execution(entry["execution"]), entry["workspace"]
                 if self.running:  # its process was killed before it could close the row
                     self.stages[self.running[0]] = "killed"
-                self.running, self.ended = (stage, Process(**entry["process"])), None
+                self.running, self.opened, self.ended = (stage, Process(**entry["process"])), entry["at"], None
                 self.stages[stage] = "running"
                 self.params = {**entry["params"], **self.params}
             case "metrics":
@@ -96,6 +100,7 @@ class Summary:
                 self.told = True
             case "close":
                 self.running, self.ended = None, entry["at"]
+                self.seconds[stage] = (entry["at"] - self.opened) / 1000
                 self.stages[stage] = "ran" if entry["status"] == "FINISHED" else entry["status"].lower()
 
 
