@@ -42,6 +42,16 @@ class Difference(NamedTuple):
     high: float
 
 
+class Mean(NamedTuple):
+    """Mean of n runs, their standard deviation, and the interval of the mean; None where n runs do not give it."""
+
+    value: float
+    deviation: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
 class Discordant(NamedTuple):
     """Of n images, how many only the first classifier gets right, and how many only the second."""
 
@@ -114,6 +124,22 @@ def wilson(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Interval for a share of `n` images (Wilson 1927)."""
     low, high = proportion_confint(hits, n, alpha=1 - confidence, method="wilson")
     return float(low), float(high)
+
+
+def mean_of_runs(values: Sequence[float], confidence: float = 0.95) -> Mean:
+    """Mean of runs of one recipe, their standard deviation (over n - 1), and Student's t-interval for the mean.
+
+    One run has neither deviation nor interval. Runs that do not differ have no interval: it would be of no width, which
+    few runs of a metric that comes in steps reach by chance.
+    """
+    runs = DescrStatsW(np.asarray(values, np.float64))
+    if len(values) < 2:
+        return Mean(float(runs.mean), None, None, None, len(values))
+    deviation = float(runs.std_ddof(1))
+    if np.ptp(values) == 0:
+        return Mean(float(runs.mean), deviation, None, None, len(values))
+    low, high = runs.tconfint_mean(alpha=1 - confidence)
+    return Mean(float(runs.mean), deviation, float(low), float(high), len(values))
 
 
 def run_deviation(counts: Discordant) -> float:
