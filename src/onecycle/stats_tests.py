@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, t
+from scipy.stats import bootstrap, norm, t
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.power import TTestIndPower
 from statsmodels.stats.proportion import proportion_confint
@@ -32,6 +32,9 @@ FEW_RUNS = 3
 
 FEW_DISCORDANT = 25
 """Discordant images below which McNemar's statistic is not yet chi-squared, and the exact test is used."""
+
+
+RESAMPLES = 100
 
 
 class Difference(NamedTuple):
@@ -93,6 +96,25 @@ def paired_difference(counts: Discordant, confidence: float = 0.95) -> Differenc
     error = math.sqrt(((first + second + 2) / (n + 2) - shift**2) / (n + 2))
     reach = float(norm.ppf((1 + confidence) / 2)) * error
     return Difference((second - first) / n, max(-1.0, shift - reach), min(1.0, shift + reach))
+
+
+def resampled_differences(
+    measure: Callable[[NDArray[np.int64]], NDArray[np.float64]], n: int, confidence: float = 0.95
+) -> list[Difference]:
+    """Differences of what is no mean over images, such as a calibration error, between two classifiers on n images.
+
+    The interval is the normal distribution's, with the standard error of the bootstrap over images (Efron 1979), for
+    which a hundred resamples are plenty. The same resample goes to both classifiers, so they stay paired.
+
+    Args:
+        measure: of positions of images, some more than once: (k,) differences, second minus first.
+    """
+    spread = bootstrap(
+        (np.arange(n),), measure, vectorized=False, n_resamples=RESAMPLES, method="percentile", random_state=0
+    )
+    reach = float(norm.ppf((1 + confidence) / 2)) * spread.standard_error
+    whole = measure(np.arange(n))
+    return [Difference(*map(float, ends)) for ends in zip(whole, whole - reach, whole + reach, strict=True)]
 
 
 def welch_difference(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> Difference:

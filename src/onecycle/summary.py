@@ -93,9 +93,8 @@ def _label(members: Sequence[Execution], base: Sequence[Execution]) -> str:
     if not params:
         return f"{members[0].names[0]}, of unknown params"
     if members is base:
-        return (
-            f"as {next((name for run in base for name in run.names if name in (WORKSPACE, 'HEAD')), base[0].names[0])}"
-        )
+        named = [name for run in base for name in run.names]
+        return f"as {next((name for name in HERE if name in named), named[0])}"
     changed = recipe_differing(params, reference)
     return " ".join(f"{key}={spelled(params.get(key, ABSENT))}" for key in changed) or (
         f"data set {members[0].results.digest[:7]}"
