@@ -82,7 +82,7 @@ def test_it_needs_nothing_from_outside(sides: tuple[Results, Results]) -> None:
         for key in ("src", "href"):
             assert attributes.get(key, "#").startswith(("#", "data:")), (tag, attributes)
     assert page.all("script") == []
-    assert "Worse; accuracy -2.00 points" in page.text
+    assert "No evidence of a difference; accuracy -2.00 points" in page.text
     assert "epochs 24 12" in page.text
 
 

@@ -172,7 +172,8 @@ def test_seeds_are_queued_run_and_summarised(tmp_path: Path) -> None:
     [recipe] = summary["recipes"]
     assert recipe["n"] == 3 and {run["seed"] for run in recipe["executions"]} == {0, 1, 2}
     assert ["workspace", "HEAD"] in [run["names"] for run in recipe["executions"]]
-    assert Image.open(folder / "seeds.png").format == "PNG"
+    with Image.open(folder / "seeds.png") as image:
+        assert image.format == "PNG"
 
     again = command(folder, "onecycle", "replicate", "-n", "1", check=False)  # the seed that failed is tried again
     assert again.returncode == 1 and again.stdout.startswith("0 of 1 experiments succeeded\nmain-2-seed-3 failed")

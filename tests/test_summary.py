@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def test_groups_and_their_figures(found: Found) -> None:
 def test_what_it_prints(found: Found) -> None:
     groups = summary.groups(found.executions)
     text = tables.markdown(summary.page(groups, found.left_out))
-    assert "| as workspace | 3 | 93.86 ± 0.15 % | 93.48 to 94.24 % | 94.00 %, workspace | " in text
+    assert "| as workspace | 3 | 93.86 ± 0.15 % | 93.48 to 94.24 % | 94.00 %, seed 0 | " in text
     assert "| main-seed-2 | as workspace | 2 | 93.70 % |" in text
     assert "| workspace = HEAD | as workspace | 0 | 94.00 % |" in text
     assert "as workspace: its runs come from 2 versions of the code" in text
@@ -154,6 +155,19 @@ def test_times_come_from_rows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "| 61.5 s |" in tables.markdown(summary.page(groups, {}))
 
 
+def test_the_time_of_a_real_training(pipeline: Path) -> None:
+    document = json.loads(command(pipeline, "onecycle", "summary", "--json").stdout)
+    assert document["left_out"] == {}
+    [recipe] = document["recipes"]
+    [run] = recipe["executions"]
+    assert run["names"] == ["workspace", "HEAD"]
+    log = (pipeline / ".git" / "repro.log").read_text(encoding="utf-8")
+    told = [float(seconds) for seconds in re.findall(r"epoch .*  ([\d.]+) s, \d+ images/s", log)]
+    assert len(told) == 3
+    assert run["training_seconds"] == pytest.approx(sum(told), abs=0.2)
+    assert recipe["training_seconds"] == run["training_seconds"]
+
+
 def test_params_that_were_edited_since_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     set_params(folder, {"seed": 8})
@@ -192,7 +206,8 @@ def test_the_picture(found: Found, tmp_path: Path) -> None:
     assert [len(line.get_xdata()) for line in dots] == [3, 1, 2]
     assert [label.get_text() for label in axes.get_yticklabels()] == [group.label for group in groups]
     summary.write_picture(groups, tmp_path / "seeds.png")
-    assert Image.open(tmp_path / "seeds.png").format == "PNG"
+    with Image.open(tmp_path / "seeds.png") as image:
+        assert image.format == "PNG"
     for name, words in (("seeds.svg", "must end in .png"), ("absent/seeds.png", "there is no folder")):
         with pytest.raises(UserError, match=words):
             summary.write_picture(groups, tmp_path / name)

@@ -122,7 +122,8 @@ def _finished_names() -> list[str]:
 
 
 def _params_of(commit: str) -> dict[str, Any]:
-    content = Place(commit, commit, None).read(paths.PARAMS)
+    path = paths.PARAMS
+    content = Place(commit, commit, None).read(path)
     try:
         return yaml_values.flat(yaml_values.load(content or b""))
     except ValueError:  # no recipe of anybody's

@@ -169,7 +169,7 @@ def _cells(group: Group) -> tuple[str, ...]:
         str(len(group.runs)),
         spread(group.metrics["accuracy"]),
         interval(group.metrics["accuracy"]),
-        f"{percent(best.results.metrics['accuracy'])}, {best.names[0]}",
+        f"{percent(best.results.metrics['accuracy'])}, seed {spelled(best.results.params.get(SEED, ABSENT))}",
         _loss(group.metrics["loss"]),
         duration(group.seconds),
     )
