@@ -110,6 +110,18 @@ def test_an_experiment_whose_worker_was_killed_is_lost(monkeypatch: pytest.Monke
         assert [task.state for task in watch.look()] == states
 
 
+def test_what_git_has_is_done_whatever_dvc_says(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC calls an experiment running until it has cleared away the folder that it ran in."""
+    head = command(repo, "git", "rev-parse", "HEAD").stdout.strip()
+    add_experiment(repo, "main-seed-1", seed=1)
+    asked = [Task("main-seed-1", "c", "running", os.getpid()), Task("main-seed-2", "c", "failed")]
+    monkeypatch.setattr(experiments, "tasks", lambda baseline: asked)
+    watch = replicate.Watch(["main-seed-1", "main-seed-2"], head)
+    assert [task.state for task in watch.look()] == ["success", "failed"]
+    elsewhere = replicate.Watch(["main-seed-1"], "0" * 40)
+    assert [task.state for task in elsewhere.look()] == ["running"]
+
+
 def test_dvc_may_fail_to_answer_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     answers: list[Any] = [UserError("clearing away")] * 3 + [[Task("a", "c", "success")]]
 

@@ -33,8 +33,8 @@ Show = Callable[[str], object]
 """Shows a line in the place of the one before."""
 
 POLL_SECONDS = 4.0
-POLL_SHARE = 0.1
-"""How often DVC is asked how they do: at most so often, and in no more of the time than this, since asking computes."""
+ASK_SECONDS = 60.0
+"""How often git is asked which experiments are done, and at least how often DVC how the others do, which computes."""
 START_SECONDS = 30.0
 """How long a worker may take to be there, before others are started."""
 LOST_SECONDS = 120.0
@@ -149,7 +149,6 @@ def _run(names: Sequence[str], baseline: str, jobs: int, show: Show) -> list[Tas
     while True:
         asked = time.monotonic()
         now_tasks = watch.look()
-        asking = time.monotonic() - asked
         if all(task.state in DONE for task in now_tasks):
             return now_tasks
         waiting = any(task.state == "queued" for task in now_tasks)
@@ -160,7 +159,7 @@ def _run(names: Sequence[str], baseline: str, jobs: int, show: Show) -> list[Tas
                 raise UserError(f"`dvc queue start` fails: {complaint(said)}; what is queued stays queued")
             started = time.monotonic()
         show(f"{progress(now_tasks)}, {_minutes(asked - began)}")
-        time.sleep(max(POLL_SECONDS, asking / POLL_SHARE))
+        watch.pause(min(ASK_SECONDS, max(POLL_SECONDS, (asked - began) / 20)))
 
 
 class Watch:
@@ -175,8 +174,21 @@ class Watch:
 
     def look(self) -> list[Task]:
         """The tasks as they are now, in the order of their names."""
-        known = {task.name: task for task in self._asked()}
-        return [self._judged(name, known.get(name)) for name in self._names]
+        done = self._done()
+        known = {} if done >= set(self._names) else {task.name: task for task in self._asked()}
+        return [
+            Task(name, "", "success") if name in done else self._judged(name, known.get(name)) for name in self._names
+        ]
+
+    def pause(self, seconds: float) -> None:
+        """Wait so long, or until another experiment is done."""
+        before, end = self._done(), time.monotonic() + seconds
+        while time.monotonic() < end and self._done() == before:
+            time.sleep(POLL_SECONDS)
+
+    def _done(self) -> set[str]:
+        """Names of those that git has."""
+        return {one.name for one in experiments.finished() if one.baseline == self._baseline} & set(self._names)
 
     def _asked(self) -> Collection[Task]:
         """DVC fails to answer while it clears away what an experiment that just ended has left."""
