@@ -19,9 +19,14 @@ LABELS = np.arange(IMAGES) % 10
 
 
 def write_run(
-    folder: Path, wrong: NDArray[np.int64], images: int = IMAGES, digest: str = "d1", sure: float = 0.97
+    folder: Path,
+    wrong: NDArray[np.int64],
+    images: int = IMAGES,
+    digest: str = "d1",
+    sure: float = 0.97,
+    keep_params: bool = False,
 ) -> None:
-    """params.yaml as shipped, and results/evaluate of a run that gets the images `wrong` wrong."""
+    """params.yaml as shipped or as it is, and results/evaluate of a run that gets the images `wrong` wrong."""
     labels = LABELS[:images]
     predictions = labels.copy()
     predictions[wrong] = (labels[wrong] + 1) % 10
@@ -33,7 +38,8 @@ def write_run(
     outcomes = evaluation.outcomes(probabilities, labels)
     target = folder / paths.EVALUATE
     target.mkdir(parents=True, exist_ok=True)
-    shutil.copy(REPO / paths.PARAMS, folder)
+    if not keep_params:
+        shutil.copy(REPO / paths.PARAMS, folder)
     metrics = {**evaluation.metrics(probabilities, labels), "dataset_digest": digest}
     (folder / paths.EVALUATE_METRICS).write_text(json.dumps(metrics), encoding="utf-8")
     evaluation.per_class(outcomes, CLASSES).to_csv(folder / paths.PER_CLASS, index=False, lineterminator="\n")

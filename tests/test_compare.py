@@ -49,6 +49,11 @@ def test_a_worse_run(runs: Path) -> None:
     assert (accuracy.difference, accuracy.low, accuracy.high) == pytest.approx((-0.006, -0.0104, -0.0016), abs=1e-4)
     assert (rows["wrong"].low, rows["wrong"].high) == pytest.approx((-1e4 * accuracy.high, -1e4 * accuracy.low))
     assert rows["loss"].low is None
+    for name in ("ece", "macro_precision", "macro_recall", "macro_f1"):
+        low, high = rows[name].low, rows[name].high
+        assert low is not None and high is not None and low < rows[name].difference < high, name
+    recall = rows["macro_recall"]  # on classes of one size this is the accuracy
+    assert (recall.low, recall.high) == pytest.approx((accuracy.low, accuracy.high), abs=1e-3)
     assert not {"n", "accuracy_low", "accuracy_high"} & set(rows)
 
 

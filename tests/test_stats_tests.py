@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import binom, binomtest, chi2, ttest_ind
+from numpy.typing import NDArray
+from scipy.stats import binom, binomtest, chi2, ttest_1samp, ttest_ind
 from statsmodels.stats.power import TTestIndPower
 
 from onecycle import stats_tests
@@ -16,8 +17,10 @@ from onecycle.stats_tests import (
     Discordant,
     discordant,
     mcnemar_p,
+    mean_of_runs,
     paired_difference,
     pooled_deviation,
+    resampled_differences,
     run_deviation,
     runs_to_see,
     runs_to_settle,
@@ -112,6 +115,34 @@ def test_the_deviation_between_runs_follows_from_their_disagreement() -> None:
     assert run_deviation(Discordant(2, 1, 10_000)) == 0.0015
     assert run_deviation(Discordant(18, 18, 360)) == pytest.approx(np.sqrt(0.1 / 360 / 2))
     assert pooled_deviation([0.0, 2.0], [0.0, 4.0]) == pytest.approx(np.sqrt((2 + 8) / 2))
+
+
+def test_mean_of_runs_has_students_interval() -> None:
+    runs = [0.9312, 0.9298, 0.9331, 0.9305]
+    mean = mean_of_runs(runs, 0.9)
+    expected = ttest_1samp(runs, 0).confidence_interval(0.9)
+    assert mean == pytest.approx((np.mean(runs), np.std(runs, ddof=1), expected.low, expected.high, 4))
+    assert mean_of_runs([0.93]) == (pytest.approx(0.93), None, None, None, 1)
+    assert mean_of_runs([0.93] * 3) == (pytest.approx(0.93), pytest.approx(0), None, None, 3)
+
+
+def test_resampled_differences_are_paired_on_the_images() -> None:
+    """Of means the standard error is known; what both classifiers share must not widen it."""
+    draw = np.random.default_rng(5)
+    shared, first, second = draw.normal(0, 10, 2000), draw.normal(0, 1, 2000), draw.normal(0.2, 1, 2000)
+    one, other = shared + first, shared + second
+
+    def measure(images: NDArray[np.int64]) -> NDArray[np.float64]:
+        return np.array([other[images].mean() - one[images].mean(), 1.0])
+
+    found, constant = resampled_differences(measure, 2000)
+    assert found.value == pytest.approx(np.mean(other - one))
+    error = np.std(other - one) / np.sqrt(2000)
+    assert (found.low, found.high) == pytest.approx(
+        (found.value - 1.96 * error, found.value + 1.96 * error), abs=0.5 * error
+    )
+    assert constant == (1, 1, 1)
+    assert resampled_differences(measure, 2000)[0] == found, "the same interval each time"
 
 
 def test_how_many_runs_a_difference_takes() -> None:

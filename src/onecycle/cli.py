@@ -39,6 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     )
     predict.add_argument("--json", action="store_true", help="every figure, in full")
     predict.set_defaults(run=_predict)
+    replicate = commands.add_parser("replicate", help="run the current recipe with other seeds, as DVC experiments")
+    replicate.add_argument("-n", type=int, default=3, metavar="runs", help="how many seeds (default: %(default)s)")
+    replicate.add_argument("--jobs", type=int, default=1, help="experiments at a time (default: %(default)s)")
+    replicate.set_defaults(run=_replicate)
+    summary = commands.add_parser("summary", help="say how well each recipe does over its seeds")
+    form = summary.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="tables for a pull request")
+    form.add_argument("--json", action="store_true", help="every figure, in full")
+    summary.add_argument("--picture", metavar="FILE.png", help="draw it, too")
+    summary.set_defaults(run=_summary)
     compare = commands.add_parser("compare", help="say how runs differ, and whether one is better")
     compare.add_argument(
         "sides",
@@ -50,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     form = compare.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="tables for a pull request")
     form.add_argument("--json", action="store_true", help="every figure, in full")
+    compare.add_argument(
+        "--pictures", metavar="FILE.html", help="write a page of the test images that only one of two runs gets right"
+    )
     compare.set_defaults(run=_compare)
     gate = commands.add_parser("gate", help="exit 1 if the candidate is worse than the baseline")
     gate.add_argument("--baseline", required=True, metavar="run", help="as in compare")
@@ -116,16 +129,50 @@ def _predict(options: argparse.Namespace) -> int:
     return 2 if refused else 0
 
 
+def _replicate(options: argparse.Namespace) -> int:
+    from onecycle import paths
+    from onecycle.params import flatten, load
+    from onecycle.replicate import replicate
+
+    return replicate(options.n, options.jobs, flatten(load(paths.PARAMS)))
+
+
+def _summary(options: argparse.Namespace) -> None:
+    import json
+    from pathlib import Path
+
+    from onecycle import summary, tables
+    from onecycle.executions import executions
+
+    found = executions()
+    groups = summary.groups(found.executions)
+    if options.picture:
+        summary.write_picture(groups, Path(options.picture))
+    if options.json:
+        print(json.dumps(summary.document(groups, found.left_out), indent=2))
+        return
+    page = summary.page(groups, found.left_out)
+    if options.markdown:
+        print(tables.markdown(page), end="")
+    else:
+        tables.show(page)
+
+
 def _compare(options: argparse.Namespace) -> None:
     if len(options.sides) < 2:
         raise UserError("compare takes two runs or more; try `onecycle compare HEAD workspace`")
     import json
+    from pathlib import Path
 
     from onecycle import compare, tables
     from onecycle.results import read_side
 
     first, *others = (read_side(names) for names in options.sides)
     comparisons = [compare.compare(first, other) for other in others]
+    if options.pictures:
+        from onecycle.report import disagreements
+
+        disagreements.write(Path(options.pictures), comparisons, first, others)
     if options.json:
         print(json.dumps([compare.document(comparison) for comparison in comparisons], indent=2))
         return

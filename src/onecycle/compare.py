@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from onecycle import evaluation
 from onecycle.errors import UserError
 from onecycle.results import RANGES, Results, check_comparable, differing
 from onecycle.stats_tests import (
@@ -23,6 +25,7 @@ from onecycle.stats_tests import (
     mcnemar_p,
     paired_difference,
     pooled_deviation,
+    resampled_differences,
     run_deviation,
     runs_to_see,
     welch_difference,
@@ -37,6 +40,8 @@ Verdict = Literal["better", "worse", "no evidence"]
 LEVEL = 0.05
 SIGHT = (0.002, 0.005)
 """Differences of accuracy for which a comparison says how many runs they take."""
+RESAMPLED = ("ece", "macro_precision", "macro_recall", "macro_f1")
+"""Metrics that predictions tell and that are no means over images."""
 UNCOMPARED = ("accuracy_low", "accuracy_high", "n")
 """The ends of an interval say nothing that the interval of the difference does not say better; n is the same."""
 
@@ -126,6 +131,7 @@ def compare(first: Side, second: Side) -> Comparison:
         name for name in RANGES if name not in UNCOMPARED and all(name in run.metrics for run in (*first, *second))
     ]
     counts = None if by_runs else _discordant(first, second)
+    paired = _paired(first[0], second[0], accuracy, counts) if counts else {}
     if counts is None:
         test, p = "Welch's t-test", welch_p(values(first, "accuracy"), values(second, "accuracy"))
     else:
@@ -142,9 +148,7 @@ def compare(first: Side, second: Side) -> Comparison:
             key: (spelled(first[0].params.get(key, "–")), spelled(second[0].params.get(key, "–")))
             for key in differing(first[0], second[0])
         },
-        metrics=[
-            _row(name, values(first, name), values(second, name), _paired(name, accuracy, counts)) for name in shared
-        ],
+        metrics=[_row(name, values(first, name), values(second, name), paired.get(name)) for name in shared],
         classes=_classes(first, second),
         only_first_right=counts.first if counts else None,
         only_second_right=counts.second if counts else None,
@@ -160,13 +164,24 @@ def _discordant(first: Side, second: Side) -> Discordant:
     return discordant(first[0].correct, second[0].correct)
 
 
-def _paired(metric: str, accuracy: Difference, counts: Discordant | None) -> Difference | None:
-    """The interval that one run a side gives: predictions say how often each was right, and nothing of the loss."""
-    if counts is None:
-        return None
+def _paired(first: Results, second: Results, accuracy: Difference, counts: Discordant) -> dict[str, Difference]:
+    """The intervals that one run a side gives: predictions say how often each was right and how sure, not the loss."""
     n = counts.n
-    intervals = {"accuracy": accuracy, "wrong": Difference(-accuracy.value * n, -accuracy.high * n, -accuracy.low * n)}
-    return intervals.get(metric)
+    wrong = Difference(-accuracy.value * n, -accuracy.high * n, -accuracy.low * n)
+
+    def measure(images: NDArray[np.int64]) -> NDArray[np.float64]:
+        before, after = (_told(run, images) for run in (first, second))
+        return np.array([after[name] - before[name] for name in RESAMPLED])
+
+    resampled = zip(RESAMPLED, resampled_differences(measure, n), strict=True)
+    return {"accuracy": accuracy, "wrong": wrong, **dict(resampled)}
+
+
+def _told(run: Results, images: NDArray[np.int64]) -> dict[str, float | int]:
+    """The metrics of predictions on some images."""
+    unknown = np.full(len(images), np.nan)  # losses, which are not needed here
+    chosen = evaluation.Outcomes(run.labels[images], run.predictions[images], run.confidence[images], unknown)
+    return evaluation.prediction_metrics(chosen, len(run.classes))
 
 
 def _row(name: str, first: Sequence[float], second: Sequence[float], known: Difference | None = None) -> Row:
@@ -211,8 +226,8 @@ def page(comparison: Comparison) -> Page:
     if comparison.only_first_right is not None:
         parts.append(
             f"Only the first gets {comparison.only_first_right:,} images right, "
-            f"only the second {comparison.only_second_right:,}. Intervals are paired on the test images; "
-            "those of losses and the like need three runs a side. Ten classes are ten tests: one of them is often off."
+            f"only the second {comparison.only_second_right:,}. Intervals are paired on the test images; those of "
+            "top-k accuracies and losses need three runs a side. Ten classes are ten tests: one of them is often off."
         )
     needed = " and ".join(f"{runs} for {100 * by:g} points" for by, runs in comparison.runs_to_see.items())
     parts.append(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from onecycle import paths
+from onecycle.dvc_command import environment
 from onecycle.errors import UserError
 
 NAME = "demo"
@@ -49,12 +49,10 @@ def main() -> None:
 
 
 def _dvc(*arguments: str, quiet: bool = False) -> int:
-    """dvc's exit code; stages find this environment's python first, activated or not."""
-    binaries = Path(sys.executable).parent
-    path = os.pathsep.join((str(binaries), os.environ.get("PATH", "")))
+    """dvc's exit code; what it says is seen while it runs."""
     silence = subprocess.DEVNULL if quiet else None
     command = [sys.executable, "-m", "dvc", *arguments]
-    return subprocess.run(command, env={**os.environ, "PATH": path}, stdout=silence, stderr=silence).returncode
+    return subprocess.run(command, env=environment(), stdout=silence, stderr=silence).returncode
 
 
 def _show(seconds: float) -> None:

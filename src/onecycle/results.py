@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from onecycle import evaluation, paths
+from onecycle import evaluation, paths, recipe
 from onecycle.errors import UserError
 from onecycle.refusals import shown
 from onecycle.revisions import AbsentError, Place, find
@@ -48,8 +48,6 @@ RANGES = {
 REQUIRED = ("accuracy", "loss", "ece", "wrong", "n")
 COUNTS = ("wrong", "n")
 COLUMNS = ("index", "label", "prediction", "confidence")
-NO_RECIPE = ("gate.", "runtime.")
-"""Sections of params that change no result."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ def read_side(names: str) -> tuple[Results, ...]:
         for other in runs[:position]:
             if np.array_equal(run.confidence, other.confidence) and np.array_equal(run.predictions, other.predictions):
                 raise UserError(f"{other.name} and {run.name} are the same run; give runs with different seeds")
-        changed = [key for key in differing(first, run) if key != "seed" and not key.startswith(NO_RECIPE)]
+        changed = recipe.recipe_differing(first.params, run.params) if first.params and run.params else []
         if changed:
             raise UserError(f"{first.name} and {run.name} differ in {changed[0]}; runs of one side may differ in seed")
     return runs
@@ -118,11 +116,7 @@ def differing(first: Results, second: Results) -> list[str]:
     """Keys of params that do not have the same value in both; none where a side has no params at all."""
     if not first.params or not second.params:
         return []
-    keys = dict.fromkeys([*first.params, *second.params])
-    missing = object()
-    return [
-        key for key in keys if not yaml_values.same(first.params.get(key, missing), second.params.get(key, missing))
-    ]
+    return recipe.differing(first.params, second.params)
 
 
 def _check_same_test(first: Results, second: Results) -> None:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, t
+from scipy.stats import bootstrap, norm, t
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.power import TTestIndPower
 from statsmodels.stats.proportion import proportion_confint
@@ -34,12 +34,25 @@ FEW_DISCORDANT = 25
 """Discordant images below which McNemar's statistic is not yet chi-squared, and the exact test is used."""
 
 
+RESAMPLES = 100
+
+
 class Difference(NamedTuple):
     """An estimate and its interval, in the units of what was compared."""
 
     value: float
     low: float
     high: float
+
+
+class Mean(NamedTuple):
+    """Mean of n runs, their standard deviation, and the interval of the mean; None where n runs do not give it."""
+
+    value: float
+    deviation: float | None
+    low: float | None
+    high: float | None
+    n: int
 
 
 class Discordant(NamedTuple):
@@ -85,6 +98,25 @@ def paired_difference(counts: Discordant, confidence: float = 0.95) -> Differenc
     return Difference((second - first) / n, max(-1.0, shift - reach), min(1.0, shift + reach))
 
 
+def resampled_differences(
+    measure: Callable[[NDArray[np.int64]], NDArray[np.float64]], n: int, confidence: float = 0.95
+) -> list[Difference]:
+    """Differences of what is no mean over images, such as a calibration error, between two classifiers on n images.
+
+    The interval is the normal distribution's, with the standard error of the bootstrap over images (Efron 1979), for
+    which a hundred resamples are plenty. The same resample goes to both classifiers, so they stay paired.
+
+    Args:
+        measure: of positions of images, some more than once: (k,) differences, second minus first.
+    """
+    spread = bootstrap(
+        (np.arange(n),), measure, vectorized=False, n_resamples=RESAMPLES, method="percentile", random_state=0
+    )
+    reach = float(norm.ppf((1 + confidence) / 2)) * spread.standard_error
+    whole = measure(np.arange(n))
+    return [Difference(*map(float, ends)) for ends in zip(whole, whole - reach, whole + reach, strict=True)]
+
+
 def welch_difference(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> Difference:
     """Mean of the second side's runs minus the first's; variances and counts need not be equal (Welch 1947).
 
@@ -114,6 +146,22 @@ def wilson(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Interval for a share of `n` images (Wilson 1927)."""
     low, high = proportion_confint(hits, n, alpha=1 - confidence, method="wilson")
     return float(low), float(high)
+
+
+def mean_of_runs(values: Sequence[float], confidence: float = 0.95) -> Mean:
+    """Mean of runs of one recipe, their standard deviation (over n - 1), and Student's t-interval for the mean.
+
+    One run has neither deviation nor interval. Runs that do not differ have no interval: it would be of no width, which
+    few runs of a metric that comes in steps reach by chance.
+    """
+    runs = DescrStatsW(np.asarray(values, np.float64))
+    if len(values) < 2:
+        return Mean(float(runs.mean), None, None, None, len(values))
+    deviation = float(runs.std_ddof(1))
+    if np.ptp(values) == 0:
+        return Mean(float(runs.mean), deviation, None, None, len(values))
+    low, high = runs.tconfint_mean(alpha=1 - confidence)
+    return Mean(float(runs.mean), deviation, float(low), float(high), len(values))
 
 
 def run_deviation(counts: Discordant) -> float:

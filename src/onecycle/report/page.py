@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.resources import files
 from itertools import groupby
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from onecycle.figures import METHODS
 from onecycle.params import Scalar, flatten
 from onecycle.report import words
 from onecycle.report.curves import range_test, schedule, training
 from onecycle.report.galleries import data_uri, galleries, heat_maps, pictures
+from onecycle.report.html import asset, template
 from onecycle.report.inputs import ReportInputs
 from onecycle.report.mistakes import calibration, class_rows, confusion_rows, pair_rows
 from onecycle.report.verdict import verdict
@@ -29,17 +27,8 @@ def page(inputs: ReportInputs, execution: Mapping[str, Mapping[str, str]] | None
         execution: heading → name → value of what is true of one execution only (seconds, hardware); for the copy
             that goes to the tracker, never for the file that DVC keeps.
     """
-    environment = Environment(
-        loader=PackageLoader("onecycle.report"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    for name in ("percent", "points", "count", "rate", "plain"):
-        environment.filters[name] = getattr(words, name)
     classes, params = inputs.classes, inputs.params
-    return environment.get_template("page.html.jinja").render(
+    return template("page.html.jinja").render(
         inputs=inputs,
         execution=execution or {},
         dataset=DATASETS[params.data.dataset],
@@ -61,13 +50,9 @@ def page(inputs: ReportInputs, execution: Mapping[str, Mapping[str, str]] | None
         cam_true=heat_maps(inputs.cam_true),
         samples=data_uri(inputs.samples_png),
         augmented=data_uri(inputs.augmented_png),
-        style=_asset("page.css"),
-        script=_asset("page.js"),
+        style=asset("page.css"),
+        script=asset("page.js"),
     )
-
-
-def _asset(name: str) -> str:
-    return (files("onecycle.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _result_params(inputs: ReportInputs) -> dict[str, Scalar]:

@@ -19,10 +19,22 @@ Lock = Mapping[str, Mapping[str, Any]]
 def read_lock(root: Path = Path()) -> Lock:
     """dvc.lock: stage → what it read and wrote; empty when there is none."""
     file = root / paths.DVC_LOCK
-    if not file.exists():
-        return {}
-    stages: Lock = yaml_values.load(file.read_bytes()).get("stages", {})
+    return parse_lock(file.read_bytes()) if file.exists() else {}
+
+
+def parse_lock(content: bytes) -> Lock:
+    """What `read_lock` gives, of a dvc.lock that lies elsewhere. Raises `ValueError` for what is no YAML."""
+    stages: Lock = yaml_values.load(content).get("stages", {})
     return stages
+
+
+def recorded_params(lock: Lock) -> dict[str, Any]:
+    """The params that the stages in `lock` ran with, with dotted keys."""
+    return {
+        name: value
+        for stage in lock.values()
+        for name, value in yaml_values.flat(stage.get("params", {}).get(paths.PARAMS.name, {})).items()
+    }
 
 
 def fresh(stage: str, lock: Lock, params: Mapping[str, str], root: Path = Path()) -> bool:

@@ -14,10 +14,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from onecycle import params, paths
+from onecycle import experiments, params, paths
 from onecycle.errors import UserError
 from onecycle.revisions import REFERENCE, WORKSPACE, Place
 from onecycle.tracking import context, yaml_values
@@ -25,7 +25,7 @@ from onecycle.tracking.collect import STAGES, Findings, collect
 from onecycle.tracking.errors import DeletedRowError, StoreError
 from onecycle.tracking.execution import Execution, Process
 from onecycle.tracking.filling import log, model_read_by
-from onecycle.tracking.freshness import Lock, read_lock
+from onecycle.tracking.freshness import Lock, read_lock, recorded_params
 from onecycle.tracking.git import git
 from onecycle.tracking.journal import Journal, root
 from onecycle.tracking.sender import send
@@ -132,13 +132,8 @@ def _tags(past: Past, values: dict[str, str]) -> dict[str, str]:
 
 
 def _experiments() -> Iterator[Past]:
-    """Every DVC experiment: refs/exps/<2 digits>/<38 digits of the commit it started from>/<name>."""
-    listed = git("for-each-ref", "--format=%(objectname) %(committerdate:unix) %(refname)", "refs/exps")
-    for line in listed.splitlines():
-        commit, seconds, reference = line.split(" ", 2)
-        parts = PurePosixPath(reference).parts
-        if len(parts) == 5 and len(parts[2] + parts[3]) == 40:
-            yield Past(Place(parts[4], commit, None), parts[2] + parts[3], int(seconds) * 1000, parts[4])
+    for one in experiments.finished():
+        yield Past(Place(one.name, one.commit, None), one.baseline, one.finished * 1000, one.name)
 
 
 def _references() -> Iterator[Past]:
@@ -209,18 +204,10 @@ def _params(folder: Path) -> dict[str, str]:
     except UserError:  # of a time when there were other knobs
         values = yaml_values.flat(yaml_values.load(file.read_bytes()))
     spelled = {name: yaml_values.spelled(value) for name, value in values.items()}
-    for name, value in _recorded(read_lock(folder)).items():
+    for name, value in recorded_params(read_lock(folder)).items():
         if name not in spelled or not yaml_values.same(value, spelled[name]):
             spelled[name] = yaml_values.spelled(value)
     return spelled
-
-
-def _recorded(lock: Lock) -> dict[str, object]:
-    return {
-        name: value
-        for stage in lock.values()
-        for name, value in yaml_values.flat(stage.get("params", {}).get(paths.PARAMS.name, {})).items()
-    }
 
 
 def _write(target: Path, content: bytes | None) -> None:

@@ -1,0 +1,223 @@
+"""How well each recipe does over its seeds: mean, spread, interval, best, time.
+
+onecycle summary                             # tables
+onecycle summary --picture seeds.png         # and each run as a dot
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from onecycle.errors import UserError
+from onecycle.executions import Execution
+from onecycle.recipe import SEED, recipe_differing
+from onecycle.results import RANGES
+from onecycle.revisions import WORKSPACE
+from onecycle.stats_tests import Mean, mean_of_runs
+from onecycle.tables import Page, Table
+from onecycle.tracking.yaml_values import spelled
+
+ABSENT = "–"
+HERE = (WORKSPACE, "HEAD")
+"""The group that holds one of these is the one that the others are seen from."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Executions whose params differ in nothing but the seed."""
+
+    label: str
+    """What it is by its params, or how they differ from those of the group the others are seen from."""
+    runs: tuple[Execution, ...]
+
+    def values(self, metric: str) -> list[float]:
+        """A metric of every run."""
+        return [run.results.metrics[metric] for run in self.runs]
+
+    @property
+    def metrics(self) -> dict[str, Mean]:
+        """Every metric that all runs have, but the ends of each run's own interval."""
+        own = ("accuracy_low", "accuracy_high", "n")
+        shared = [name for name in RANGES if name not in own and all(name in run.results.metrics for run in self.runs)]
+        return {name: mean_of_runs(self.values(name)) for name in shared}
+
+    @property
+    def best(self) -> Execution:
+        """The run of the highest accuracy, the first of several."""
+        return max(self.runs, key=lambda run: run.results.metrics["accuracy"])
+
+    @property
+    def seconds(self) -> float | None:
+        """Mean time of a training, over the runs of which it is known."""
+        known = [run.seconds for run in self.runs if run.seconds is not None]
+        return fmean(known) if known else None
+
+
+def groups(executions: Sequence[Execution]) -> list[Group]:
+    """Put executions of one recipe, tested on the same data, together; the most accurate group first.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not executions:
+        raise UserError("there is no execution with results; run `dvc repro`, or `onecycle replicate` for several")
+    gathered: list[list[Execution]] = []
+    for execution in executions:
+        for members in gathered:
+            if _alike(members[0], execution):
+                members.append(execution)
+                break
+        else:
+            gathered.append([execution])
+    base = next(
+        (members for name in HERE for members in gathered if any(name in run.names for run in members)),
+        max(gathered, key=len),
+    )
+    found = [Group(_label(members, base), tuple(members)) for members in gathered]
+    return sorted(found, key=lambda group: fmean(group.values("accuracy")), reverse=True)
+
+
+def _alike(one: Execution, other: Execution) -> bool:
+    """Whether two are runs of one recipe; of one without params nobody can tell."""
+    first, second = one.results, other.results
+    known = bool(first.params) and bool(second.params)
+    return known and first.digest == second.digest and not recipe_differing(first.params, second.params)
+
+
+def _label(members: Sequence[Execution], base: Sequence[Execution]) -> str:
+    params, reference = members[0].results.params, base[0].results.params
+    if not params:
+        return f"{members[0].names[0]}, of unknown params"
+    if members is base:
+        named = [name for run in base for name in run.names]
+        return f"as {next((name for name in HERE if name in named), named[0])}"
+    changed = recipe_differing(params, reference)
+    return " ".join(f"{key}={spelled(params.get(key, ABSENT))}" for key in changed) or (
+        f"data set {members[0].results.digest[:7]}"
+    )
+
+
+# -------------------------------------------------------------------------------------------- for people and programs
+
+
+def page(found: Sequence[Group], left_out: dict[str, str]) -> Page:
+    """The summary for people."""
+    columns = ("recipe", "runs", "accuracy", "95 % interval", "best", "loss", "training")
+    parts: list[str | Table] = [Table("Recipes", columns, [_cells(group) for group in found])]
+    runs = [
+        (
+            " = ".join(run.names),
+            group.label,
+            spelled(run.results.params.get(SEED, ABSENT)),
+            percent(run.results.metrics["accuracy"]),
+            f"{run.results.metrics['loss']:.4f}",
+            duration(run.seconds),
+        )
+        for group in found
+        for run in group.runs
+    ]
+    parts.append(Table("Executions", ("execution", "recipe", "seed", "accuracy", "loss", "training"), runs))
+    parts.append("Accuracy and loss on the test set: mean ± standard deviation between runs, and Student's t-interval.")
+    parts += [
+        f"{group.label}: its runs come from {versions} versions of the code, which may be a difference, too."
+        for group in found
+        if (versions := len({run.code for run in group.runs if run.code})) > 1
+    ]
+    parts += [f"Left out: {name}: {why}" for name, why in left_out.items()]
+    return parts
+
+
+def document(found: Sequence[Group], left_out: dict[str, str]) -> dict[str, Any]:
+    """The summary for `--json`."""
+    return {
+        "recipes": [
+            {
+                "recipe": group.label,
+                "params": {key: value for key, value in group.runs[0].results.params.items() if key != SEED},
+                "dataset_digest": group.runs[0].results.digest,
+                "n": len(group.runs),
+                "metrics": {name: mean._asdict() for name, mean in group.metrics.items()},
+                "best": group.best.names[0],
+                "training_seconds": group.seconds,
+                "code_versions": len({run.code for run in group.runs if run.code}),
+                "executions": [_run_document(run) for run in group.runs],
+            }
+            for group in found
+        ],
+        "left_out": left_out,
+    }
+
+
+def _run_document(run: Execution) -> dict[str, Any]:
+    return {
+        "names": list(run.names),
+        "commit": run.results.commit,
+        "seed": run.results.params.get(SEED),
+        "metrics": dict(run.results.metrics),
+        "training_seconds": run.seconds,
+    }
+
+
+def _cells(group: Group) -> tuple[str, ...]:
+    best = group.best
+    return (
+        group.label,
+        str(len(group.runs)),
+        spread(group.metrics["accuracy"]),
+        interval(group.metrics["accuracy"]),
+        f"{percent(best.results.metrics['accuracy'])}, seed {spelled(best.results.params.get(SEED, ABSENT))}",
+        _loss(group.metrics["loss"]),
+        duration(group.seconds),
+    )
+
+
+def percent(share: float) -> str:
+    """0.93124 → "93.12 %"."""
+    return f"{100 * share:.2f} %"
+
+
+def spread(mean: Mean) -> str:
+    """Mean ± standard deviation of a share: "93.12 ± 0.15 %"; of one run, only the share."""
+    if mean.deviation is None:
+        return percent(mean.value)
+    return f"{100 * mean.value:.2f} ± {percent(mean.deviation)}"
+
+
+def interval(mean: Mean) -> str:
+    """Of a share: "92.94 to 93.30 %"."""
+    if mean.low is None or mean.high is None:
+        return ABSENT
+    return f"{100 * mean.low:.2f} to {percent(mean.high)}"
+
+
+def _loss(mean: Mean) -> str:
+    return f"{mean.value:.4f}" if mean.deviation is None else f"{mean.value:.4f} ± {mean.deviation:.4f}"
+
+
+def duration(seconds: float | None) -> str:
+    """61.2 → "61 s", 3500 → "58 min", 7000 → "1.9 h"."""
+    if seconds is None:
+        return ABSENT
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def write_picture(found: Sequence[Group], file: Path) -> None:
+    """Draw the groups into a PNG.
+
+    Raises:
+        UserError: the file cannot be written, or is to be no PNG.
+    """
+    from onecycle.png import save_png
+    from onecycle.summary_figure import summary_figure
+
+    if file.suffix.lower() != ".png":
+        raise UserError(f"--picture must end in .png, got {file}")
+    if not file.parent.is_dir():
+        raise UserError(f"{file} cannot be written: there is no folder {file.parent}")
+    save_png(summary_figure(found), file)

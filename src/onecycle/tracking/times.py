@@ -1,0 +1,75 @@
+"""How long trainings took. Only rows know: nothing that DVC hashes holds a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from onecycle import paths
+from onecycle.tracking.journal import all_journals
+from onecycle.tracking.registry import MD5_TAG, VERSION_TAG
+from onecycle.tracking.store import connect, experiments, guarded
+from onecycle.tracking.summary import Summary
+
+if TYPE_CHECKING:
+    from onecycle.tracking.store import Store
+
+EPOCH_SECONDS = "train/epoch_seconds"
+EPOCHS = "train/epochs"
+
+
+def training_seconds() -> dict[str, float]:
+    """MD5 of a models/model.pt → seconds that the epochs of its training took, validation and checkpoints included.
+
+    A training that was interrupted is left out: its epochs are in several rows.
+
+    Raises:
+        StoreError: the store cannot be asked.
+    """
+    return _in_journals() | _in_store()
+
+
+def _in_journals() -> dict[str, float]:
+    """Of rows that wait to be sent."""
+    found: dict[str, float] = {}
+    for journal in all_journals():
+        summary = Summary.of(journal)
+        epochs = {
+            entry["step"]: entry["values"][EPOCH_SECONDS]
+            for entry, _ in journal.entries()
+            if entry["event"] == "metrics" and EPOCH_SECONDS in entry["values"]
+        }
+        if summary.model and _whole(epochs, summary.metrics):
+            found[summary.model.md5] = sum(epochs.values())
+    return found
+
+
+def _in_store() -> dict[str, float]:
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not (paths.original_root() / "mlflow.db").exists():
+        return {}  # asking would make one
+    found: dict[str, float] = {}
+    for name, _ in experiments():
+        found |= _of(connect(name))
+    return found
+
+
+def _of(store: Store) -> dict[str, float]:
+    with guarded():
+        versions = store.client.search_model_versions(f"name = '{store.name}'")
+        models = {f"{store.name}/{version.version}": version.tags.get(MD5_TAG) for version in versions}
+        trained = store.client.search_runs([store.experiment_id], f"metrics.`{EPOCH_SECONDS}` > 0")
+        found: dict[str, float] = {}
+        for run in trained:
+            md5 = models.get(run.data.tags.get(VERSION_TAG, ""))
+            epochs = {
+                point.step: point.value for point in store.client.get_metric_history(run.info.run_id, EPOCH_SECONDS)
+            }
+            if md5 and _whole(epochs, run.data.metrics):
+                found[md5] = sum(epochs.values())
+    return found
+
+
+def _whole(epochs: Mapping[int, float], metrics: Mapping[str, float]) -> bool:
+    """Whether a row saw every epoch of its training."""
+    return bool(epochs) and len(epochs) == metrics.get(EPOCHS)
