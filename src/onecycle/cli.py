@@ -1,9 +1,10 @@
-"""What is no stage of the pipeline: `onecycle demo | ui | sync | compare | gate`."""
+"""What is no stage of the pipeline: `onecycle demo | ui | sync | compare | gate | bench`."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from onecycle.errors import UserError
@@ -46,6 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     gate.add_argument("--strict", action="store_true", help="exit 3 if it is inconclusive")
     gate.add_argument("--allow-no-baseline", action="store_true", help="let the floor judge if there is no baseline")
     gate.set_defaults(run=_gate)
+    bench = commands.add_parser("bench", help="say how fast this machine trains, and what it could")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="also write every figure there, in full")
+    bench.add_argument(
+        "--seconds", type=float, default=150, help="to take in all, one round at least (default: %(default)s)"
+    )
+    bench.add_argument("--startup", action="store_true", help="only what the start of each stage costs")
+    bench.set_defaults(run=_bench)
     options = parser.parse_args(arguments)
     exit_with(lambda: options.run(options))
 
@@ -120,3 +128,24 @@ def _gate(options: argparse.Namespace) -> int:
     else:
         print(tables.markdown(gate.page(judgement, limits)), end="")
     return judgement.exit_code(options.strict)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    import json
+
+    from onecycle import paths, tables
+    from onecycle.bench import rounds, startup
+    from onecycle.params import load
+
+    file: Path | None = options.json
+    if file and not file.parent.is_dir():
+        raise UserError(f"--json: there is no folder {file.parent}; make it first")
+    if options.startup:
+        starts = startup.measure()
+        found, page = {"startup": starts}, startup.page(starts)
+    else:
+        figures = rounds.measure(load(paths.PARAMS), options.seconds)
+        found, page = figures, rounds.page(figures)
+    tables.show(page)
+    if file:
+        file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
