@@ -65,9 +65,10 @@ def images(params: Params) -> tuple[Dataset, str]:
     if paths.DATASET.exists():
         dataset = data.load(paths.DATASET)
         train, _ = data.split(dataset.train_labels, params.data.validation_fraction, params.data.split_seed)
-        if len(train) < params.batch_size:
+        if len(train) < params.batch_size:  # they were made with other params
             raise UserError(
-                f"{paths.DATASET} holds {len(train)} images to train on, less than batch_size; run `dvc repro`"
+                f"batch_size must be ≤ the training split in {paths.DATASET} ({len(train)} images), "
+                f"got {params.batch_size}; run `dvc repro download`"
             )
         return dataset, f"{len(dataset.train_labels):,} images of {dataset.name}"
     total = TRAINING_IMAGES[params.data.dataset]
