@@ -50,7 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     bench = commands.add_parser("bench", help="say how fast this machine trains, and what it could")
     bench.add_argument("--json", type=Path, metavar="FILE", help="also write every figure there, in full")
     bench.add_argument(
-        "--seconds", type=float, default=150, help="to take in all, one round at least (default: %(default)s)"
+        "--seconds",
+        type=float,
+        default=110,
+        help="to measure for after the warm-up, one round at least (default: %(default)s)",
     )
     bench.add_argument("--startup", action="store_true", help="only what the start of each stage costs")
     bench.set_defaults(run=_bench)

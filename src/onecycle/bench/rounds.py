@@ -18,14 +18,13 @@ TURN_SECONDS = 1.0
 
 
 def measure(params: Params, seconds: float, turn_seconds: float = TURN_SECONDS) -> dict[str, Any]:
-    """Measure for about so many seconds, one whole round at least; the document of what came out.
+    """The document of what came out of as many rounds as fit into so many seconds, one at least.
 
-    The first round only warms up: what a process does once (reading libraries, compiling) is told apart.
+    A round before them only warms up: what a process does once (loading libraries, compiling) is told apart.
 
     Raises:
         UserError: a process ended by itself, the device or the data set does not fit `params`.
     """
-    started = time.monotonic()
     with Worker("onecycle.bench.engine:Engine") as engine, Worker("onecycle.bench.student:Student") as student:
         _say("starting")
         engine.build(params)
@@ -45,7 +44,7 @@ def measure(params: Params, seconds: float, turn_seconds: float = TURN_SECONDS) 
 
         for turn in turns:
             take(turn)
-        longest = 0.0
+        started, longest = time.monotonic(), 0.0
         while not rounds or time.monotonic() - started + longest <= seconds:
             _say(f"round {len(rounds) + 1}")
             begun = time.monotonic()
