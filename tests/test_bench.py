@@ -37,7 +37,8 @@ def test_every_part_is_timed_and_the_rest_follows(
     params = small_params(**{"train.precision": "bf16", "train.device": "cpu"})
     found = rounds.measure(params, seconds=0, turn_seconds=0.01)
 
-    assert (found["device"], found["threads"], found["batch_size"], found["rounds"]) == ("cpu", 1, 32, 1)
+    assert found["device"].startswith("cpu (")
+    assert (found["threads"], found["batch_size"], found["rounds"]) == (1, 32, 1)
     assert found["images"] == "320 images of digits"
     combinations = {(each["backend"], each["precision"]) for each in found["training"]}
     assert combinations == {(a, b) for a in ("albumentations", "batched") for b in ("bf16", "fp32")}

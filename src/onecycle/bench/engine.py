@@ -23,6 +23,7 @@ from onecycle.model import Classifier
 from onecycle.params import Params, TrainParams
 from onecycle.preparation import Prepared, prepare
 from onecycle.schedule import Schedule
+from onecycle.tracking.context import processor
 from onecycle.training import Run
 
 BACKENDS = ("albumentations", "batched")
@@ -67,9 +68,10 @@ class Engine:
 
     def about(self) -> dict[str, Any]:
         """The device, what runs on it, and what can be timed."""
+        kind = self._compute.device.type
         return {
-            "device": str(self._compute).rpartition(", ")[0],
-            "kind": self._compute.device.type,
+            "device": f"cpu ({processor()})" if kind == "cpu" else str(self._compute).rpartition(", ")[0],
+            "kind": kind,
             "threads": torch.get_num_threads(),
             "images": self._images,
             "epoch_images": self._epoch_images,
