@@ -142,5 +142,8 @@ def test_stages_without_torch(stage: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert not {"torch", "mlflow", "albumentations"} & loaded
+    assert not {"sklearn", "scipy", "statsmodels"} & loaded
+    if stage != "report":
+        assert "pandas" not in loaded
     if stage == "params":
-        assert not {"numpy", "pandas"} & loaded
+        assert "numpy" not in loaded

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,25 @@ def test_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert (target.read_bytes(), list(tmp_path.iterdir())) == (b"new", [target])
 
 
+def test_on_disk_before_it_takes_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power cut could leave a new name with nothing behind it."""
+    target, done = tmp_path / "file", []
+    fsync, rename = os.fsync, Path.replace
+
+    def noted_fsync(file: int) -> None:
+        done.append((os.fstat(file).st_size, target.exists()))
+        fsync(file)
+
+    def noted_rename(path: Path, to: Path) -> Path:
+        done.append(("renamed", to.name))
+        return rename(path, to)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "replace", noted_rename)
+    write_whole(target, b"state")
+    assert done == [(5, False), ("renamed", "file")]
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -244,6 +264,9 @@ def test_identity_is_what_decides_the_result(
         assert {key for key, value in ours(**inputs).items() if first[key] != value} == set(inputs)
     code.write_text("step() or step()", encoding="utf-8")
     assert {key for key, value in ours().items() if first[key] != value} == {"training.py"}
+    monkeypatch.setattr(checkpoint, "version", lambda name: "0.1" if name == "albumentations" else version(name))
+    code.write_text("step()", encoding="utf-8")
+    assert {key for key, value in ours().items() if first[key] != value} == {"albumentations version"}
     assert first["torch version"] == torch.__version__.partition("+")[0] or first["torch version"] == torch.__version__
     json.dumps(first)
 

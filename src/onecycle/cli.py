@@ -75,6 +75,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     check_lock = commands.add_parser("check-lock", help="exit 1 if dvc.lock is not the record of what is committed")
     check_lock.add_argument("--strict", action="store_true", help="also if code is newer than dvc.lock")
     check_lock.set_defaults(run=_check_lock)
+    bench = commands.add_parser("bench", help="say how fast this machine trains, and what it could")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="also write every figure there, in full")
+    bench.add_argument(
+        "--seconds",
+        type=float,
+        default=110,
+        help="to measure for after the warm-up, one round at least (default: %(default)s)",
+    )
+    bench.add_argument("--startup", action="store_true", help="only what the start of each stage costs")
+    bench.set_defaults(run=_bench)
     options = parser.parse_args(arguments)
     exit_with(lambda: options.run(options))
 
@@ -130,7 +140,6 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _replicate(options: argparse.Namespace) -> int:
-    from onecycle import paths
     from onecycle.params import flatten, load
     from onecycle.replicate import replicate
 
@@ -139,7 +148,6 @@ def _replicate(options: argparse.Namespace) -> int:
 
 def _summary(options: argparse.Namespace) -> None:
     import json
-    from pathlib import Path
 
     from onecycle import summary, tables
     from onecycle.executions import executions
@@ -162,7 +170,6 @@ def _compare(options: argparse.Namespace) -> None:
     if len(options.sides) < 2:
         raise UserError("compare takes two runs or more; try `onecycle compare HEAD workspace`")
     import json
-    from pathlib import Path
 
     from onecycle import compare, tables
     from onecycle.results import read_side
@@ -231,3 +238,24 @@ def _check_lock(options: argparse.Namespace) -> int:
     if not found:
         print("dvc.lock agrees with dvc.yaml, params.yaml and the committed results")
     return int(failed)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    import json
+
+    from onecycle import tables
+    from onecycle.bench import rounds, startup
+    from onecycle.params import load
+
+    file: Path | None = options.json
+    if file and not file.parent.is_dir():
+        raise UserError(f"--json: there is no folder {file.parent}; make it first")
+    if options.startup:
+        starts = startup.measure()
+        found, page = {"startup": starts}, startup.page(starts)
+    else:
+        figures = rounds.measure(load(paths.PARAMS), options.seconds)
+        found, page = figures, rounds.page(figures)
+    tables.show(page)
+    if file:
+        file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

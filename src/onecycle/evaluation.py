@@ -1,7 +1,7 @@
 """From probabilities and labels to everything one wants to know of a test: metrics, tables, galleries.
 
-All but `probabilities` is numpy on arrays and starts without torch. A test set in another order gives the same
-figures to the last bit: sums over images are exact (`math.fsum`), images that tie are ordered by their pixels.
+All but `probabilities` is numpy on arrays and starts without torch; scikit-learn waits until it is needed. A test set
+in another order gives the same figures to the last bit: sums are exact (`math.fsum`), ties are ordered by pixels.
 
     dvc repro -s evaluate
 """
@@ -20,10 +20,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from onecycle.errors import UserError
-from onecycle.stats_tests import wilson
 
 if TYPE_CHECKING:
     import torch
@@ -123,12 +121,12 @@ def metrics(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> di
 
 def prediction_metrics(result: Outcomes, classes: int) -> dict[str, float | int]:
     """Those of `metrics` that predictions.parquet alone tells, so that a reader of both can check them."""
+    from onecycle.stats_tests import wilson
+
     n, hits = len(result.labels), int(result.correct.sum())
     low, high = wilson(hits, n)
     bins = reliability(result.confidence, result.correct)
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        result.labels, result.predictions, labels=range(classes), average="macro", zero_division=0
-    )
+    precision, recall, f1, _ = _scores(result, classes, average="macro")
     return {
         "accuracy": hits / n,
         "accuracy_low": low,
@@ -183,14 +181,14 @@ def reliability(confidence: NDArray[np.float32], correct: NDArray[np.bool_]) -> 
 
 def per_class(outcomes: Outcomes, classes: Sequence[str]) -> pd.DataFrame:
     """A row for each class: class, precision, recall, f1 (0 where undefined), support (its images)."""
-    precision, recall, f1, support = precision_recall_fscore_support(
-        outcomes.labels, outcomes.predictions, labels=range(len(classes)), zero_division=0
-    )
+    precision, recall, f1, support = _scores(outcomes, len(classes))
     return pd.DataFrame({"class": classes, "precision": precision, "recall": recall, "f1": f1, "support": support})
 
 
 def confusion(outcomes: Outcomes, classes: Sequence[str]) -> pd.DataFrame:
     """A row for each pair of classes: actual, predicted, count (images)."""
+    from sklearn.metrics import confusion_matrix
+
     counts = confusion_matrix(outcomes.labels, outcomes.predictions, labels=range(len(classes)))
     actual, predicted = np.repeat(classes, len(classes)), np.tile(classes, len(classes))
     return pd.DataFrame({"actual": actual, "predicted": predicted, "count": counts.ravel()})
@@ -200,11 +198,7 @@ def confused_pairs(outcomes: Outcomes) -> list[dict[str, Any]]:
     """The most frequent mistakes: label, prediction, count, median_loss; by count, then loss, descending."""
     wrong = ~outcomes.correct
     mistakes = pd.DataFrame(
-        {
-            "label": outcomes.labels[wrong],
-            "prediction": outcomes.predictions[wrong],
-            "loss": outcomes.losses[wrong],
-        }
+        {"label": outcomes.labels[wrong], "prediction": outcomes.predictions[wrong], "loss": outcomes.losses[wrong]}
     )
     pairs = mistakes.groupby(["label", "prediction"])["loss"].agg(count="size", median_loss="median").reset_index()
     pairs = pairs.sort_values(["count", "median_loss"], ascending=False, kind="stable").head(PAIRS)
@@ -279,6 +273,13 @@ def write_predictions(path: Path, outcomes: Outcomes) -> None:
         use_dictionary=["label", "prediction"],
         column_encoding={"index": "DELTA_BINARY_PACKED", "confidence": "BYTE_STREAM_SPLIT"},
     )
+
+
+def _scores(result: Outcomes, classes: int, average: str | None = None) -> Any:
+    """(precision, recall, F1, support), 0 where undefined."""
+    from sklearn.metrics import precision_recall_fscore_support as scores
+
+    return scores(result.labels, result.predictions, labels=range(classes), average=average, zero_division=0)
 
 
 def _normalised(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -15,13 +15,12 @@ from onecycle import experiments, paths
 from onecycle.errors import UserError
 from onecycle.recipe import recipe_differing
 from onecycle.results import Results, read
-from onecycle.revisions import WORKSPACE, AbsentError, Place, find
+from onecycle.revisions import REFERENCE, WORKSPACE, AbsentError, Place, find
 from onecycle.tracking import yaml_values
+from onecycle.tracking.errors import StoreError
 from onecycle.tracking.filling import model_read_by
 from onecycle.tracking.freshness import Lock, parse_lock, recorded_params
 from onecycle.tracking.git import git
-from onecycle.tracking.rebuild import REFERENCE
-from onecycle.tracking.store import StoreError
 from onecycle.tracking.times import training_seconds
 
 NO_CODE = "report"

@@ -57,7 +57,7 @@ def _machine() -> dict[str, str]:
     known = {
         "version.python": platform.python_version(),
         **{f"version.{name}": _version(name) for name in _VERSIONS},
-        "hardware.cpu": _processor(),
+        "hardware.cpu": processor(),
         "hardware.cores": str(os.cpu_count()),
         "hardware.memory_gib": f"{psutil.virtual_memory().total / 2**30:.0f}",
         "hardware.host": platform.node(),
@@ -93,7 +93,7 @@ def _version(package: str) -> str:
         return ""
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name as its maker gives it; `platform.processor()` is empty or "x86_64" on Linux."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from onecycle import paths
+from onecycle.tracking.errors import guarded
 from onecycle.tracking.journal import all_journals
 from onecycle.tracking.registry import MD5_TAG, VERSION_TAG
-from onecycle.tracking.store import connect, experiments, guarded
+from onecycle.tracking.store import connect, experiments
 from onecycle.tracking.summary import Summary
 
 if TYPE_CHECKING:

@@ -1,0 +1,203 @@
+"""The pipeline's engine in parts and as a whole, in every backend and precision this device has."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from onecycle import data
+from onecycle.bench.timing import Stopwatch, Task, images
+from onecycle.device import Compute, InPrecision, select
+from onecycle.loader import Loader, backend, worker_count
+from onecycle.model import Classifier
+from onecycle.params import Params, TrainParams
+from onecycle.preparation import Prepared, prepare
+from onecycle.schedule import Schedule
+from onecycle.tracking.context import processor
+from onecycle.training import Run
+
+BACKENDS = ("albumentations", "batched")
+NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+STATISTICS_OF = 1000  # images; what they are normalised by changes no speed
+STEPS = 10**6  # of the schedule; more than any benchmark takes
+LIBRARIES = ("torch", "numpy", "albumentations", "opencv-python-headless")
+
+Turn = tuple[str, ...]
+
+
+class Engine:
+    """What can be timed, by name: ("input", "batched"), ("network", "bf16"), ("training", "batched", "bf16"), …"""
+
+    def __init__(self, params: Params) -> None:
+        """Prepare everything as the train stage does: `params` decide model, batch size, threads, allocator."""
+        dataset, self._images = images(params)
+        statistics = data.channel_statistics(dataset.train_images[:STATISTICS_OF])
+        self._tasks: dict[Turn, Task] = {}
+        precisions = _precisions(params.train)
+        for name in _backends(params):
+            augment = params.augment.model_copy(update={"backend": name})
+            prepared = prepare(params.model_copy(update={"augment": augment}), dataset, *statistics)
+            self._add_backend(name, prepared, params, precisions)
+        self._compute, self._classifier = prepared.compute, prepared.classifier
+        self._chosen = (backend(params.augment, self._compute.device), NAMES[self._compute.precision])
+        self._epoch_images = prepared.loader.images_per_epoch
+
+    def _add_backend(self, name: str, prepared: Prepared, params: Params, precisions: list[torch.dtype]) -> None:
+        device, batch = prepared.compute.device, params.batch_size
+        prefetched = 2 * worker_count(params.runtime.workers, device) if name == "albumentations" else 0
+        self._tasks["input", name] = Task(batch, _reading(prepared.loader, device, prefetched))
+        example = next(prepared.loader.endless())
+        for precision in precisions:
+            compute = Compute(device, precision)
+            run = _run(replace(prepared, compute=compute), params)
+            short = NAMES[precision]
+            self._tasks["training", name, short] = Task(batch, _training(run, prepared.loader, device, prefetched))
+            if ("matrix", short) not in self._tasks:
+                self._tasks["matrix", short] = _matrix(compute)
+                self._tasks["network", short] = Task(batch, _network(run, example, device))
+
+    def about(self) -> dict[str, Any]:
+        """The device, what runs on it, and what can be timed."""
+        kind = self._compute.device.type
+        return {
+            "device": f"cpu ({processor()})" if kind == "cpu" else str(self._compute).rpartition(", ")[0],
+            "kind": kind,
+            "threads": torch.get_num_threads(),
+            "images": self._images,
+            "epoch_images": self._epoch_images,
+            "turns": list(self._tasks),
+            "chosen": self._chosen,
+            "flop_per_image": flop_per_image(self._classifier, self._compute.device),
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        }
+
+    def rate(self, turn: Turn, turn_seconds: float) -> float:
+        """Images a second; for ("matrix", precision) floating-point operations a second."""
+        return self._tasks[turn].rate(turn_seconds)
+
+
+def flop_per_image(classifier: Classifier, device: torch.device) -> float:
+    """Floating-point operations of one image, forward and backward, as torch counts them; a product and a sum are 2."""
+    network = InPrecision(classifier.train(), Compute(device, torch.float32))
+    pixels = torch.zeros(2, 32, 32, 3, dtype=torch.uint8, device=device)
+    with FlopCounterMode(display=False) as counter:
+        torch.autograd.backward(network(pixels).sum())
+    classifier.zero_grad(set_to_none=True)
+    return float(counter.get_total_flops()) / len(pixels)
+
+
+def _backends(params: Params) -> list[str]:
+    """Both, but for what only albumentations does."""
+    return [name for name in BACKENDS if name == "albumentations" or not params.augment.shift_scale_rotate_probability]
+
+
+def _precisions(train: TrainParams) -> list[torch.dtype]:
+    """What the hardware has, and what `train.precision` asks for; bf16 emulated on a CPU is only timed if asked for."""
+    asked = select(train)
+    automatic = select(train.model_copy(update={"precision": "auto"}))
+    fp16 = [torch.float16] if asked.device.type == "cuda" else []
+    return list(dict.fromkeys([automatic.precision, asked.precision, *fp16, torch.float32]))
+
+
+def _run(prepared: Prepared, params: Params) -> Run:
+    """A run that neither ends nor gets anywhere."""
+    momentum = np.full(STEPS, 0.9) if params.one_cycle.cycle_momentum else None
+    train = params.train.model_copy(update={"early_stop_patience": 0, "keep": "last"})
+    return Run(prepared, Schedule(np.full(STEPS, 1e-6), momentum), params.optimizer, train)
+
+
+def _reading(loader: Loader, device: torch.device, prefetched: int) -> Callable[[int], float]:
+    """Seconds for so many batches on the device; those that loader processes made ahead do not count."""
+
+    def seconds(times: int) -> float:
+        batches, watch = loader.endless(), Stopwatch(device)
+        _take(batches, prefetched)
+        watch.resume()
+        _take(batches, times)
+        watch.pause()
+        return watch.seconds
+
+    return seconds
+
+
+def _take(batches: Iterator[object], count: int) -> None:
+    for _ in range(count):
+        next(batches)
+
+
+def _network(run: Run, example: tuple[Tensor, Tensor], device: torch.device) -> Callable[[int], float]:
+    """Seconds for so many forward and backward passes of one batch, without optimiser and input."""
+    pixels, labels = example
+
+    def seconds(times: int) -> float:
+        watch = Stopwatch(device)
+        run.classifier.train()
+        watch.resume()
+        for _ in range(times):
+            run.classifier.zero_grad(set_to_none=True)
+            torch.autograd.backward(F.cross_entropy(run._compiled(pixels), labels))
+        watch.pause()
+        return watch.seconds
+
+    return seconds
+
+
+class _EnoughError(Exception):
+    """The turn is over."""
+
+
+def _training(run: Run, loader: Loader, device: torch.device, prefetched: int) -> Callable[[int], float]:
+    """Seconds for so many steps of training, input included; looks at held-out images in between do not count."""
+
+    def seconds(times: int) -> float:
+        watch, done = Stopwatch(device), -prefetched
+
+        def on_step() -> None:
+            nonlocal done
+            done += 1
+            if done == 0:
+                watch.resume()
+            elif done == times or (done > 0 and run.state.seen == loader.images_per_epoch):
+                watch.pause()
+            if done == times:
+                raise _EnoughError
+
+        if not prefetched:
+            watch.resume()
+        with suppress(_EnoughError):
+            for _ in run.epochs(on_step):
+                if done >= 0:
+                    watch.resume()
+        return watch.seconds
+
+    return seconds
+
+
+def _matrix(compute: Compute) -> Task:
+    """Products of two big random square matrices."""
+    side = 8192 if compute.device.type == "cuda" else 2048
+    generator = torch.Generator(compute.device).manual_seed(0)  # zeros would run faster than what a network multiplies
+    left, right = (
+        torch.randn(side, side, device=compute.device, dtype=compute.precision, generator=generator) for _ in range(2)
+    )
+    product = torch.empty_like(left)
+
+    def seconds(times: int) -> float:
+        watch = Stopwatch(compute.device)
+        watch.resume()
+        for _ in range(times):
+            torch.mm(left, right, out=product)
+        watch.pause()
+        return watch.seconds
+
+    return Task(2 * side**3, seconds)
