@@ -158,7 +158,7 @@ def test_a_store_that_cannot_be_asked(stored: Stored, onecycle: Run, monkeypatch
     write_run(stored.folder, WRONG["first"])
     code, output, said = onecycle(stored.folder, "gate", "--baseline", CHAMPION, "--allow-no-baseline")
     assert (code, output) == (2, "")
-    assert said.startswith("error: MLflow cannot be asked: file is not a database") and said.count("\n") == 1
+    assert said.startswith("error: MLflow cannot be asked: broken.db: file is not a database") and said.count("\n") == 1
 
 
 def test_a_reference_run_goes_by_its_short_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

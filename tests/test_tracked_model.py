@@ -94,7 +94,7 @@ def test_the_gate_makes_the_evaluated_model_the_champion(pipeline: Path, tmp_pat
     workspace = tmp_path / "repo"
     shutil.copytree(pipeline, workspace, symlinks=True)
     command(workspace, "onecycle", "sync", "--relocate")
-    set_params(workspace, {"gate.floor": 0.0})
+    set_params(workspace, {"gate.floor": 0.0, "gate.margin": 0.05})
     gate = ("onecycle", "gate", "--baseline", f"models:/{MODEL}@champion", "--promote")
     first = command(workspace, *gate, "--allow-no-baseline")
     assert first.stdout.endswith(f"models:/{MODEL}@champion is version 1 now.\n")
@@ -105,7 +105,7 @@ def test_the_gate_makes_the_evaluated_model_the_champion(pipeline: Path, tmp_pat
     [row] = rows(workspace)
     [compared] = json.loads(command(workspace, "onecycle", "compare", row.info.run_id, "workspace", "--json").stdout)
     assert (compared["verdict"], compared["p"]) == ("no evidence", 1.0)
-    assert list(compared["params"]) == ["gate.floor"]
+    assert set(compared["params"]) == {"gate.margin", "gate.floor"}
 
 
 def test_a_cached_evaluation_names_the_version_it_shares_and_a_new_store_gets_one(

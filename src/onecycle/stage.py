@@ -83,8 +83,15 @@ def _memory_told(name: str, params: Params) -> Iterator[None]:
 
 
 def _no_memory(error: Exception) -> bool:
-    """Whether a device or the machine is full; torch, CUDA's libraries and OpenCV tell it in words."""
-    signs = ("out of memory", "DefaultCPUAllocator", "bad_alloc", "ALLOC_FAILED", "Insufficient memory")
+    """Whether a device or the machine is full; torch, oneDNN, CUDA's libraries and OpenCV tell it in words."""
+    signs = (
+        "out of memory",
+        "DefaultCPUAllocator",
+        "bad_alloc",
+        "could not create a",  # oneDNN: "primitive", "memory object"
+        "ALLOC_FAILED",
+        "Insufficient memory",
+    )
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 

@@ -77,6 +77,7 @@ def test_09_each_stage_names_its_knob(
     assert capsys.readouterr().err == f"error: {sentence}\n"
 
 
+@pytest.mark.slow
 def test_09_training_that_gets_no_more_keeps_its_checkpoint(workspace: Path, tmp_path: Path) -> None:
     """Really, from the first step on. Without runtime.allocator, blocks over 32 MiB go back to the system each time."""
     knobs = {"batch_size": 256, "model.width": 16, "runtime.allocator": False, "runtime.checkpoint_seconds": 0.001}

@@ -165,7 +165,7 @@ OBSTACLES = {
     "unwritable": (lambda workspace: in_its_place(workspace / "mlflow.db", None), "unable to open database file"),
     "artifacts-unwritable": (lambda workspace: in_its_place(workspace / "mlartifacts", b"a file"), "mlartifacts"),
     "malformed": (lambda workspace: in_its_place(workspace / "mlflow.db", b"not a database" * 999), "not a database"),
-    "newer": (newer, "found version ffffffffffff"),
+    "newer": (newer, "of a newer MLflow than"),
 }
 
 

@@ -20,7 +20,6 @@ def test_stages_and_store_work_there(pipeline: Path, tmp_path: Path) -> None:
     assert (workspace / "dvc.lock").read_bytes() == (pipeline / "dvc.lock").read_bytes()
     command(workspace, "onecycle", "sync")
     assert command(workspace, "git", "status", "--porcelain").stdout == ""
-    assert list(tmp_path.iterdir()) == [workspace]  # MLflow would leave an empty folder with a quoted name
     with closing(sqlite3.connect(workspace / "mlflow.db")) as store:
         rows = store.execute("SELECT status, artifact_uri FROM runs").fetchall()
     assert [status for status, _ in rows] == ["FINISHED", "FINISHED"]
