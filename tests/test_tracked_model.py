@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from conftest import command, set_params
 from mlflow import MlflowClient
 from mlflow.models import get_model_info
@@ -160,6 +161,7 @@ def test_a_model_that_cannot_be_exported_costs_the_model_and_not_the_row(workspa
     assert not list((workspace / ".state/journal").glob("*/entries.jsonl"))
 
 
+@pytest.mark.slow
 def test_a_sender_that_is_killed_over_the_model_leaves_it_to_the_next(workspace: Path) -> None:
     """Killed after the model was logged and before it became a version: no second one is logged."""
     command(workspace, "python", "-m", "stages.evaluate", ONECYCLE_TRACKING="journal")
