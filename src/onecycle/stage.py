@@ -88,7 +88,8 @@ def _no_memory(error: Exception) -> bool:
         "out of memory",
         "DefaultCPUAllocator",
         "bad_alloc",
-        "could not create a",  # oneDNN: "primitive", "memory object"
+        "could not create a primitive",  # oneDNN's words for it
+        "could not create a memory",
         "ALLOC_FAILED",
         "Insufficient memory",
     )

@@ -39,6 +39,7 @@ def rows(workspace: Path, database: str = "mlflow.db") -> list[tuple[str, int]]:
         ).fetchall()
 
 
+@pytest.mark.slow
 def test_26_down_from_the_start(workspace: Path, tmp_path: Path) -> None:
     """Told once, though each stage of the command could; replayed by `onecycle sync`."""
     hook = wait_for_trouble_before_writing(tmp_path / "hook", "stats", "samples.png")
