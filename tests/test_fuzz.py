@@ -154,7 +154,7 @@ def test_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 SHIPPED = (REPO / "params.yaml").read_text(encoding="utf-8")
 ODD_VALUES = [
-    *("!!int x", "!!float x", "!!binary '*'", "!!null x", "!!set {a}"),
+    *("!!int ''", "!!float ''", "!!float x", "!!bool x", "!!timestamp x", "!!binary '*'", "!!null x", "!!set {a}"),
     *("!!omap [a]", "!!pairs x", "!!str [a]", "!!python/object/apply:os.mkdir [touched]", "!!python/name:os.system"),
     *("2001-99-99", "2001-01-01", "1e999", "-.inf", ".nan", "0x", "0b2", "1:60:99", "9" * 400, "9" * 5000, "_", "-"),
     *(

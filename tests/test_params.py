@@ -112,6 +112,9 @@ def test_a_missing_key_is_named() -> None:
         ("- 1", "params.yaml must hold keys and values, got [1]"),
         ("", "params.yaml must hold keys and values, got null"),
         ("seed: 0\nseed: 1\n", "params.yaml, line 2: not valid YAML: found duplicate key"),
+        ("seed: !!int ''", "params.yaml: cannot be read as YAML: "),
+        ("seed: !!bool x", "params.yaml: cannot be read as YAML: "),
+        ("seed: !!timestamp x", "params.yaml: cannot be read as YAML: "),
         ("a: !!python/object:os.system {}", "params.yaml, line 1: not valid YAML: could not determine a constructor"),
     ],
 )

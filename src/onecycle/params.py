@@ -22,6 +22,9 @@ from onecycle.refusals import sentence, shown
 
 Scalar = str | int | float | bool | None
 
+TRIPPED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What a YAML reader trips over: `!!int ''` is an IndexError, `!!bool x` a KeyError, `!!timestamp x` …."""
+
 TRAINING_IMAGES = {"cifar10": 50_000, "digits": 1_437}
 """Images in the training split of each data set, before `data.limit`."""
 
@@ -225,7 +228,7 @@ def _read(path: Path) -> object:
         mark = error.problem_mark
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{path.name}{line}: not valid YAML: {error.problem or error.context}") from None
-    except (YAMLError, UnicodeDecodeError, OSError, ValueError, RecursionError) as error:
+    except (YAMLError, OSError, *TRIPPED) as error:
         raise UserError(f"{path.name}: cannot be read as YAML: {' '.join(str(error).split())}") from None
 
 
