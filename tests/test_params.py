@@ -114,7 +114,7 @@ def test_a_missing_key_is_named() -> None:
         ("seed: 0\nseed: 1\n", "params.yaml, line 2: not valid YAML: found duplicate key"),
         ("seed: !!int ''", "params.yaml: cannot be read as YAML: "),
         ("seed: !!bool x", "params.yaml: cannot be read as YAML: "),
-        ("seed: !!timestamp x", "params.yaml: cannot be read as YAML: "),
+        ("seed: !!timestamp x", "params.yaml, line 1: not valid YAML: failed to construct timestamp"),
         ("a: !!python/object:os.system {}", "params.yaml, line 1: not valid YAML: could not determine a constructor"),
     ],
 )
