@@ -147,6 +147,7 @@ def _only_experiment(workspace: Path) -> str:
     return name.removeprefix("refs/exps/")
 
 
+@pytest.mark.slow
 def test_the_model_comes_back_with_its_version(workspace: Path) -> None:
     sync(workspace)
     [row] = rows(workspace)

@@ -109,6 +109,7 @@ def test_the_gate_makes_the_evaluated_model_the_champion(pipeline: Path, tmp_pat
     assert set(compared["params"]) == {"gate.margin", "gate.floor"}
 
 
+@pytest.mark.slow
 def test_a_cached_evaluation_names_the_version_it_shares_and_a_new_store_gets_one(
     pipeline: Path, tmp_path: Path
 ) -> None:
