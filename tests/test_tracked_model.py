@@ -150,6 +150,7 @@ def test_a_model_by_another_hand_is_not_taken_for_the_one_that_was_evaluated(wor
         assert store.execute("SELECT count(*) FROM model_versions").fetchone() == (0,)
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_exported_costs_the_model_and_not_the_row(workspace: Path) -> None:
     command(workspace, "python", "-m", "stages.evaluate", ONECYCLE_TRACKING="journal")
     [kept] = (workspace / ".state/journal").glob("*/files/*/model.pt")

@@ -62,6 +62,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fresh_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
     """An empty workspace, in a folder that a careless quoting would trip over; the test runs in it."""
     workspace = Workspace(tmp_path / "ä b#c%20d?e")
+    forget_stores()  # of whatever folder the tests before worked in
     monkeypatch.chdir(workspace.root)
     yield workspace
     workspace.close()
