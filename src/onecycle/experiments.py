@@ -44,10 +44,18 @@ class Task:
     """What that process says."""
 
 
+LISTING = ("for-each-ref", "--format=%(objectname) %(committerdate:unix) %(refname)", "refs/exps")
+"""What git is asked for the finished ones."""
+
+
 def finished() -> Iterator[Experiment]:
-    """Every experiment in git: refs/exps/<2 digits>/<38 digits of the commit it started from>/<name>."""
-    listed = git("for-each-ref", "--format=%(objectname) %(committerdate:unix) %(refname)", "refs/exps")
-    for line in listed.splitlines():
+    """Every experiment in git."""
+    return listed(git(*LISTING))
+
+
+def listed(text: str) -> Iterator[Experiment]:
+    """The experiments in git's answer to LISTING: refs/exps/<2 digits>/<38 digits of their baseline>/<name>."""
+    for line in text.splitlines():
         commit, seconds, reference = line.split(" ", 2)
         parts = PurePosixPath(reference).parts
         if len(parts) == 5 and len(parts[2] + parts[3]) == 40:

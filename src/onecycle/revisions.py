@@ -6,9 +6,10 @@ import os
 import re
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onecycle import experiments
 from onecycle.errors import UserError
 
 if TYPE_CHECKING:
@@ -124,14 +125,9 @@ def _commit(revision: str) -> str | None:
 
 
 def _experiment(name: str) -> str | None:
-    """The commit of a DVC experiment, kept as refs/exps/<2 digits>/<38 digits of the commit it started from>/<name>."""
-    listed = _git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps").stdout.decode()
-    found: dict[str, str] = {}
-    for line in listed.splitlines():
-        commit, _, reference = line.partition(" ")
-        parts = PurePosixPath(reference).parts
-        if len(parts) == 5 and len(parts[2] + parts[3]) == 40 and parts[4] == name:
-            found[parts[2] + parts[3]] = commit
+    """The commit of a DVC experiment; of several with that name, of the one that started from HEAD."""
+    known = experiments.listed(_git(*experiments.LISTING).stdout.decode())
+    found = {one.baseline: one.commit for one in known if one.name == name}
     if len(set(found.values())) > 1:
         here = found.get(_commit("HEAD") or "")
         if here is None:

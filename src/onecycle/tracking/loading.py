@@ -8,7 +8,6 @@ whoever loads it says so.
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,11 +17,11 @@ from numpy.typing import NDArray
 from onecycle.errors import UserError
 from onecycle.predict import BATCH, SIDE, Model
 from onecycle.tracking.errors import StoreError, guarded
+from onecycle.tracking.lookup import MODEL_ADDRESS
 from onecycle.tracking.store import existing
 
 ALLOWED = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
 """MLflow's own switch; unless somebody sets it, it is off here."""
-_ADDRESS = re.compile(r"models:/[^/@]+(@[^/@]+|/\d+)")
 
 
 def registered_model(address: str) -> Model:
@@ -32,10 +31,9 @@ def registered_model(address: str) -> Model:
         UserError: the store does not answer, or has no such model; or it takes other pictures than this project's; or
             it must be trusted to be loaded.
     """
-    if not _ADDRESS.fullmatch(address):
+    if not MODEL_ADDRESS.fullmatch(address):
         raise UserError(f"{address} must be models:/<name>@<alias> or models:/<name>/<version>")
     os.environ.setdefault(ALLOWED, "false")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     with TemporaryDirectory(prefix="onecycle-") as folder:
         try:
             uri = existing()

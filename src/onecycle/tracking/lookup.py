@@ -19,7 +19,7 @@ from onecycle.tracking.store import EXPERIMENT_PREFIX, check_not_moved, existing
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_MODEL = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<number>[1-9][0-9]*))")
+MODEL_ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<number>[1-9][0-9]*))")
 T = TypeVar("T")
 
 
@@ -71,7 +71,7 @@ def find_row(name: str) -> StoredRow | None:
     Raises:
         UserError: the store cannot be asked, or the name is neither.
     """
-    model = _MODEL.fullmatch(name)
+    model = MODEL_ADDRESS.fullmatch(name)
     if name.startswith("models:") and not model:
         raise UserError(f"{name} names no model; give models:/<name>@<alias> or models:/<name>/<version>")
     try:

@@ -10,14 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from onecycle import experiments, params, paths
+from onecycle.dvc_command import dvc
 from onecycle.errors import UserError
 from onecycle.revisions import REFERENCE, WORKSPACE, Place
 from onecycle.tracking import context, yaml_values
@@ -155,7 +154,7 @@ def _workspace() -> Iterator[Past]:
 
 def _cache() -> Path:
     """DVC's cache of files by their MD5."""
-    done = subprocess.run([sys.executable, "-m", "dvc", "cache", "dir"], capture_output=True, text=True, check=False)
+    done = dvc("cache", "dir")
     if done.returncode != 0:
         raise UserError("`dvc cache dir` fails here; run from the workspace, the folder that holds dvc.yaml")
     return Path(done.stdout.strip().splitlines()[-1]) / "files" / "md5"

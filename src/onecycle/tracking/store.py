@@ -166,15 +166,19 @@ def check_not_moved(experiment: Experiment) -> None:
         )
 
 
+def missing_file() -> Path | None:
+    """The current store's SQLite file where that is not there; who only looks asks first, since opening makes it."""
+    file = sqlite_file(current_uri())
+    return file if file is not None and not file.exists() else None
+
+
 def existing_client() -> MlflowClient | None:
-    """A client of the current store, for who only looks; None where its SQLite file is not there, and none is made.
+    """A client of the current store, for who only looks; None where its SQLite file is not there.
 
     Raises:
         StoreError: as `connect`.
     """
-    uri = current_uri()
-    file = sqlite_file(uri)
-    return None if file is not None and not file.exists() else _client(uri)
+    return None if missing_file() else _client(current_uri())
 
 
 def experiments() -> list[tuple[str, str]]:
@@ -206,12 +210,10 @@ def existing() -> str:
     Raises:
         StoreError: as `connect`, or there is no such file.
     """
-    uri = current_uri()
-    file = sqlite_file(uri)
-    if file is not None and not file.exists():
-        raise StoreError(f"{file.name} is missing")
-    _client(uri)
-    return uri
+    if missing := missing_file():
+        raise StoreError(f"{missing.name} is missing")
+    _client(current_uri())
+    return current_uri()
 
 
 def _client(uri: str) -> MlflowClient:

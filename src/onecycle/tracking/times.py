@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from onecycle import paths
 from onecycle.tracking.errors import guarded
 from onecycle.tracking.journal import all_journals
 from onecycle.tracking.registry import MD5_TAG, VERSION_TAG
-from onecycle.tracking.store import connect, experiments
+from onecycle.tracking.store import connect, experiments, missing_file
 from onecycle.tracking.summary import Summary
 
 if TYPE_CHECKING:
@@ -47,8 +45,8 @@ def _in_journals() -> dict[str, float]:
 
 
 def _in_store() -> dict[str, float]:
-    if not os.environ.get("MLFLOW_TRACKING_URI") and not (paths.original_root() / "mlflow.db").exists():
-        return {}  # asking would make one
+    if missing_file():
+        return {}
     found: dict[str, float] = {}
     for name, _ in experiments():
         found |= _of(connect(name))
