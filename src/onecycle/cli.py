@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     reproduce.set_defaults(run=_reproduce)
     show = commands.add_parser("show", help="tell all that is known of a run")
     show.add_argument("name", metavar="run", help="as in reproduce")
-    show.add_argument("--json", action="store_true", help="for a program")
+    show.add_argument("--json", action="store_true", help="everything, with all params")
     show.set_defaults(run=_show)
     bench = commands.add_parser("bench", help="say how fast this machine trains, and what it could")
     bench.add_argument("--json", type=Path, metavar="FILE", help="also write every figure there, in full")

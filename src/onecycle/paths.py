@@ -65,10 +65,10 @@ def state() -> Path:
     return original_root() / ".state"
 
 
-def training_state() -> Path:
-    """Folder for the checkpoints of trainings; `onecycle reproduce` has one of its own.
+def training_state(attempt: str | None = None) -> Path:
+    """Folder for the checkpoints of trainings; an attempt of `onecycle reproduce` has one of its own.
 
     A reproduction must neither take up nor end a training that was interrupted here.
     """
-    attempt = os.environ.get(REPRODUCES, "").rpartition(" ")[2]
-    return state() / "reproduce" / attempt if attempt else state() / "train"
+    attempt = attempt or os.environ.get(REPRODUCES, "").rpartition(" ")[2]
+    return state() / (f"reproduce-{attempt}" if attempt else "train")

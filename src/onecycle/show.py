@@ -1,6 +1,8 @@
 """`onecycle show <run>`: what is known of a run, in the terminal: its row in MLflow, or what git and dvc.lock tell.
 
-onecycle show 3f2a…                 # or a DVC experiment, a git revision, models:/name@alias, `workspace`
+    onecycle show 3f2a…                 # or a DVC experiment, a git revision, models:/name@alias, `workspace`
+
+The terminal gets what tells runs apart; `--json` everything.
 """
 
 from __future__ import annotations
@@ -103,12 +105,12 @@ def page(known: Known) -> Page:
         said.append("No row in MLflow is of it; what follows is what git and dvc.lock tell.")
     rows = [(stage.name, stage.became, str(stage.outputs), stage.made_by) for stage in known.stages]
     said.append(Table("Stages", ("stage", "here", "outputs", "made in run"), rows))
-    shown = [(name, f"{value:.6g}") for name, value in sorted(known.metrics.items(), key=_place_of)]
+    told_apart = (metric for metric in known.metrics.items() if not metric[0].startswith("system/"))
+    shown = [(name, f"{value:.6g}") for name, value in sorted(told_apart, key=_place_of)]
     said += [Table("Metrics, the last value of each", ("metric", ""), shown)] if shown else []
     for title, wanted in (("Made from", _MADE_FROM), ("Made with", _MADE_WITH), ("Made again", _AGAIN)):
         told = [(name, value) for name, value in sorted(known.tags.items()) if name.startswith(wanted)]
         said += [Table(title, ("", ""), told)] if told else []
-    said.append(Table("Params", ("param", ""), sorted(known.params.items())))
     said += _commands(known)
     return said
 

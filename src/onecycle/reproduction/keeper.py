@@ -1,6 +1,8 @@
 """Ends what runs in a worktree, and removes it, when its owner has closed the pipe between them, or is no more.
 
-python -m onecycle.reproduction.keeper <worktree>     # numbers of process groups come on its standard input
+    python -m onecycle.reproduction.keeper <worktree> <checkpoints>
+
+Numbers of process groups come on its standard input.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ PATIENCE_SECONDS = 60.0
 """For a stage that was asked to end: it finishes its step and saves it."""
 
 
-def main(worktree: Path) -> None:
+def main(worktree: Path, checkpoints: Path) -> None:
     """Wait for the end of the owner, then tidy up."""
     groups = [int(line) for line in sys.stdin]
     for group in groups:
@@ -27,6 +29,7 @@ def main(worktree: Path) -> None:
     run_git("worktree", "remove", "--force", str(worktree))
     shutil.rmtree(worktree, ignore_errors=True)  # its owner was killed before git knew it, or while it was made
     run_git("worktree", "prune")
+    shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def _end(group: int) -> None:
@@ -41,4 +44,4 @@ def _end(group: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:]))

@@ -73,11 +73,8 @@ def reproduce(name: str, options: Options) -> Reproduction:
     limits = params.load(paths.PARAMS).gate
     record = find_record(name)
     attempt = uuid.uuid4().hex[:12]
-    with worktree(record.commit) as tree:
-        try:
-            return _in(tree, record, options, attempt, limits)
-        finally:
-            shutil.rmtree(paths.state() / "reproduce" / attempt, ignore_errors=True)
+    with worktree(record.commit, attempt) as tree:
+        return _in(tree, record, options, attempt, limits)
 
 
 def _in(tree: Worktree, record: Record, options: Options, attempt: str, limits: params.GateParams) -> Reproduction:

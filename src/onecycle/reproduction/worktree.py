@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,18 +61,21 @@ class Worktree:
 
 
 @contextmanager
-def worktree(commit: str) -> Iterator[Worktree]:
+def worktree(commit: str, attempt: str) -> Iterator[Worktree]:
     """A worktree of `commit`; afterwards it is gone, and so is what was started in it.
+
+    Args:
+        attempt: a name of its own, also of the checkpoints that a training in it leaves.
 
     Raises:
         UserError: git cannot make one.
     """
     workspace = paths.original_root()
     prefix = run_git("rev-parse", "--show-prefix", folder=workspace).stdout.decode().strip()
-    top = workspace / ".dvc" / "tmp" / "exps" / f"reproduce-{uuid.uuid4().hex[:12]}"
+    top = workspace / ".dvc" / "tmp" / "exps" / f"reproduce-{attempt}"
     top.parent.mkdir(parents=True, exist_ok=True)
     keeper = subprocess.Popen(
-        [sys.executable, "-m", "onecycle.reproduction.keeper", str(top)],
+        [sys.executable, "-m", "onecycle.reproduction.keeper", str(top), str(paths.training_state(attempt))],
         cwd=workspace,
         stdin=subprocess.PIPE,
         start_new_session=True,  # a Ctrl-C is for its owner
