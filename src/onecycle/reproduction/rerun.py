@@ -23,7 +23,7 @@ from onecycle.reproduction.record import Record, find_record, set_params
 from onecycle.reproduction.surroundings import Difference
 from onecycle.reproduction.worktree import Worktree, worktree
 from onecycle.revisions import Place
-from onecycle.tracking import yaml_values
+from onecycle.tracking import patch, yaml_values
 from onecycle.tracking.freshness import read_lock
 from onecycle.tracking.sync import sync
 
@@ -122,7 +122,7 @@ def _tell(record: Record, differing: Sequence[Difference], options: Options) -> 
     row = f", run {record.row.run_id}" if record.row and record.name != record.row.run_id else ""
     changes = " with the changes its row holds" if record.changes and record.row else ""
     print(f"reproduce: {record.name}{row}, from commit {record.commit[:12]}{changes}", file=sys.stderr)
-    if record.tags.get("git.patch", "").endswith("left out"):
+    if record.tags.get("git.patch") == patch.REDACTED:
         print("reproduce: its patch lacks secrets that were in the code; what reads them will differ", file=sys.stderr)
     if not record.row:
         print("reproduce: no row in MLflow is of it, so what it was made with is not known", file=sys.stderr)

@@ -87,7 +87,8 @@ def interpreter(worktree: Path, digest: str) -> Path:
         UserError: it cannot be made.
     """
     target = paths.state() / "environments" / digest
-    command = ["make", f"VENV={target}", f"PYTHON={_base_python()}", str(target / ".ready")]
+    venv = os.path.relpath(target, worktree)  # make takes no spaces, which the way to a workspace may have
+    command = ["make", f"VENV={venv}", f"PYTHON={_base_python()}", f"{venv}/.ready"]
     environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
     done = subprocess.run(command, cwd=worktree, env=environment, stdout=sys.stderr)
     if done.returncode != 0:

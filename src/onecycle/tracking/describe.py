@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from onecycle import paths
-from onecycle.tracking import source
+from onecycle.tracking import patch, source
 from onecycle.tracking.summary import Summary
 
 _HEADLINES = (
@@ -83,5 +83,6 @@ def again(tags: Mapping[str, str], run_id: str) -> list[str]:
         lines += ["", f"or, since the commit lacks changes to {', '.join(others)}:", ""]
         lines += [f"    dvc exp apply {tags['dvc.exp_name']}", "    dvc repro"]
     elif others:
-        lines += ["", f"with the changes since then to {', '.join(others)}, which are in no commit."]
+        kept = f"; this row has them in {source.PATCH}" if tags.get("git.patch", "").startswith(patch.KEPT) else ""
+        lines += ["", f"with the changes since then to {', '.join(others)}, which are in no commit{kept}."]
     return lines
