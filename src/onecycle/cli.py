@@ -15,6 +15,12 @@ from onecycle.stage import exit_with
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command. What a command needs is imported by it, so that each starts fast."""
+    options = parser().parse_args(arguments)
+    exit_with(lambda: options.run(options))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their options; parsing gives `run`, which runs the one that was asked for."""
     parser = argparse.ArgumentParser(prog="onecycle", description="Beside the pipeline, which `dvc repro` runs.")
     commands = parser.add_subparsers(required=True, metavar="command")
     demo = commands.add_parser("demo", help="run the whole pipeline on built-in data, as a DVC experiment")
@@ -47,15 +53,25 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     form = summary.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="tables for a pull request")
     form.add_argument("--json", action="store_true", help="every figure, in full")
+    form.add_argument(
+        "--readme", action="store_true", help="write the table of the runs below results/reference into README.md"
+    )
     summary.add_argument("--picture", metavar="FILE.png", help="draw it, too")
     summary.set_defaults(run=_summary)
+    record = commands.add_parser("record", help="keep a run below results/reference, and its row in README.md")
+    record.add_argument("name", metavar="run", help="as in compare")
+    record.add_argument(
+        "--recipe", required=True, metavar="NAME", help="its folder; runs of one differ only in the seed"
+    )
+    record.set_defaults(run=_record)
     compare = commands.add_parser("compare", help="say how runs differ, and whether one is better")
     compare.add_argument(
         "sides",
         nargs="+",
         metavar="run",
-        help="git revision, DVC experiment, folder (also below results/reference), MLflow run id, models:/name@alias, "
-        "models:/name/version, `workspace`; a1,a2,a3 for several seeds. The first is compared with each of the others",
+        help="git revision, DVC experiment, folder, recipe below results/reference (all its seeds), MLflow run id, "
+        "models:/name@alias, models:/name/version, `workspace`; a1,a2,a3 for several seeds. The first is compared with "
+        "each of the others",
     )
     form = compare.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="tables for a pull request")
@@ -85,8 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     )
     bench.add_argument("--startup", action="store_true", help="only what the start of each stage costs")
     bench.set_defaults(run=_bench)
-    options = parser.parse_args(arguments)
-    exit_with(lambda: options.run(options))
+    return parser
 
 
 def _demo(_options: argparse.Namespace) -> None:
@@ -149,6 +164,11 @@ def _replicate(options: argparse.Namespace) -> int:
 def _summary(options: argparse.Namespace) -> None:
     import json
 
+    if options.readme:
+        from onecycle import readme
+
+        print(readme.rewrite())
+        return
     from onecycle import summary, tables
     from onecycle.executions import executions
 
@@ -164,6 +184,14 @@ def _summary(options: argparse.Namespace) -> None:
         print(tables.markdown(page), end="")
     else:
         tables.show(page)
+
+
+def _record(options: argparse.Namespace) -> None:
+    from onecycle import readme, reference
+
+    for line in reference.record(options.name, options.recipe):
+        print(line)
+    print(readme.rewrite())
 
 
 def _compare(options: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from onecycle import paths
 from onecycle.errors import UserError
 from onecycle.tracking.errors import StoreError, guarded
-from onecycle.tracking.registry import VERSION_TAG
+from onecycle.tracking.registry import MD5_TAG, VERSION_TAG
 from onecycle.tracking.store import EXPERIMENT_PREFIX, check_not_moved, existing_client
 
 if TYPE_CHECKING:
@@ -61,6 +61,16 @@ class StoredRow:
                 if artifact.as_posix() not in {file.path for file in listed}:
                     return None
                 return Path(self.client.download_artifacts(self.run_id, artifact.as_posix(), folder)).read_bytes()
+        except StoreError as error:
+            raise _unasked(error) from None
+
+    def model_md5(self) -> str | None:
+        """Of the model file that `version` was made from. Raises `UserError` as `read`."""
+        if self.version is None:
+            return None
+        try:
+            with guarded():
+                return self.client.get_model_version(*self.version).tags.get(MD5_TAG)
         except StoreError as error:
             raise _unasked(error) from None
 
