@@ -93,8 +93,16 @@ NOT_RUN = {
         "git fetch --unshallow",
         "dvc config --local core.no_scm true",
     ),
-    "tests of their own": ("pytest tests/test_gate.py",),
-    "as an argument of the reader's": ("dvc exp run -S model.name=plain_net",),
+    "tests of their own": (
+        "pytest tests/test_gate.py",
+        "pytest tests/test_architecture.py",
+        "pytest tests/test_readme.py",
+    ),
+    "has an argument of the reader's": (
+        "dvc exp run -S model.name=plain_net",
+        "dvc repro -s <stage>",
+        "onecycle record <run> --recipe <name>",
+    ),
 }
 
 PROGRAMS = ("make", "dvc", "onecycle", "mlflow", "git", "pytest", "uv", "source", "export", ".venv/bin/pre-commit")

@@ -214,7 +214,7 @@ def _large(folder: Path) -> None:
         (_partial, "results/train/history.csv is missing; run `dvc repro`"),
         (_edited, "results/train/history.csv is not what dvc.lock records; run `dvc repro`"),
         (_other_seed, "params.yaml says seed: 7, its results are of 0; run `dvc repro`"),
-        (_no_params, "params.yaml has no seed"),
+        (_no_params, "params.yaml of workspace has no seed"),
         (_other_run, "exercise/seed-0 is another run of that seed; keep it, or"),
         (
             _other_recipe,

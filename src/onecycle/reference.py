@@ -79,7 +79,7 @@ def _seed(results: Results) -> int:
     seed = spelled(results.params.get(SEED, ""))
     if not re.fullmatch(r"[0-9]+", seed):
         raise UserError(
-            f"{results.place.of(paths.PARAMS)} has no seed, so it is not known which run of which recipe it is"
+            f"{paths.PARAMS.name} of {results.name} has no seed, so it is not known which run of which recipe it is"
         )
     return int(seed)
 
@@ -115,7 +115,8 @@ def _content(place: Place, path: Path, made: Recorded) -> bytes:
 
 def _params(place: Place) -> bytes:
     """params.yaml as it is; of a row, which has them by dotted key, written anew."""
-    content = place.read(paths.PARAMS)
+    path = paths.PARAMS
+    content = place.read(path)
     assert content is not None  # the results have a seed from it
     if place.row is None:
         return content
