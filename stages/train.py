@@ -26,12 +26,12 @@ def main(params: Params, row: Row) -> None:
     prepared = prepare(params, dataset, *data.read_statistics(paths.STATS_JSON))
     schedule = one_cycle(params.one_cycle, max_lr, params.epochs, prepared.loader.steps)
     training = Run(prepared, schedule, params.optimizer, params.train)
-    row.tags({"device": str(prepared.compute)})
+    row.tags({"device": str(prepared.compute), "threads": str(torch.get_num_threads())})
     print(f"train: on {prepared.compute}", flush=True)
 
     decides = {"data": dataset.digest, "learning rate": max_lr, "device": prepared.compute}
     ours = identity(flatten(params), code_of("train"), **decides, threads=torch.get_num_threads())
-    with Checkpoints(paths.state() / "train", ours) as checkpoints:
+    with Checkpoints(paths.training_state(), ours) as checkpoints:
         train_to_end(training, checkpoints, params, prepared.held_out, row.metrics)
         _write(training, prepared, schedule, params, dataset.classes)
         checkpoints.clear()

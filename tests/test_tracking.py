@@ -526,13 +526,16 @@ def test_the_summary_of_entries_added_twice_is_the_same(workspace: Workspace, pa
             ["git checkout abc", "dvc repro", "dvc exp apply odd-name", "dvc repro"],
         ),
         ({"git.commit": "abc", "git.changed": "a.py"}, ["git checkout abc", "dvc repro"]),
+        ({"git.commit": "abc", "dvc.lock": "d1"}, ["onecycle reproduce 3f2a", "git checkout abc", "dvc repro"]),
+        ({"git.commit": "abc", "git.changed": "a.py", "git.patch": "kept"}, ["git checkout abc", "dvc repro"]),
         ({}, []),
     ],
 )
 def test_the_description_has_the_numbers_and_the_commands_that_make_the_row_again(
     tags: dict[str, str], commands: list[str]
 ) -> None:
-    text = description(Summary(tags=tags, metrics={"test/accuracy": 0.93456, "train/parameters": 6573130.0, "x": 1.0}))
+    metrics = {"test/accuracy": 0.93456, "train/parameters": 6573130.0, "x": 1.0}
+    text = description(Summary(tags=tags, metrics=metrics), "3f2a")
     lines = text.splitlines()
     assert [line for line in lines if line.startswith("| ")][1:] == [
         "| test accuracy | 93.46% |",
@@ -540,7 +543,8 @@ def test_the_description_has_the_numbers_and_the_commands_that_make_the_row_agai
     ]
     assert [line.strip() for line in lines if line.startswith("    ")] == commands
     if tags.get("git.changed") == "a.py":
-        assert "a.py, which are in no commit" in text  # no command brings those back, and the row says so
+        assert "a.py, which are in no commit" in text  # `git checkout` does not bring those back, and the row says so
+        assert ("; this row has them in source/changes.patch." in text) == ("git.patch" in tags)
     if not tags:
         assert "no command makes it again" in text
 

@@ -91,6 +91,20 @@ def parser() -> argparse.ArgumentParser:
     check_lock = commands.add_parser("check-lock", help="exit 1 if dvc.lock is not the record of what is committed")
     check_lock.add_argument("--strict", action="store_true", help="also if code is newer than dvc.lock")
     check_lock.set_defaults(run=_check_lock)
+    reproduce = commands.add_parser("reproduce", help="make a run again beside the workspace, and compare to the bit")
+    reproduce.add_argument(
+        "name", metavar="run", help="MLflow run id, models:/name@alias, DVC experiment, git revision, `workspace`"
+    )
+    extent = reproduce.add_mutually_exclusive_group()
+    extent.add_argument("--from", dest="first", metavar="stage", help="run this stage and all after it again")
+    extent.add_argument("--from-scratch", action="store_true", help="run every stage, with a cache of its own")
+    reproduce.add_argument("--env", action="store_true", help="with the packages the run's commit pins, in a new venv")
+    reproduce.add_argument("--json", action="store_true", help="every figure, in full")
+    reproduce.set_defaults(run=_reproduce)
+    show = commands.add_parser("show", help="tell all that is known of a run")
+    show.add_argument("name", metavar="run", help="as in reproduce")
+    show.add_argument("--json", action="store_true", help="everything, with all params")
+    show.set_defaults(run=_show)
     bench = commands.add_parser("bench", help="say how fast this machine trains, and what it could")
     bench.add_argument("--json", type=Path, metavar="FILE", help="also write every figure there, in full")
     bench.add_argument(
@@ -266,6 +280,34 @@ def _check_lock(options: argparse.Namespace) -> int:
     if not found:
         print("dvc.lock agrees with dvc.yaml, params.yaml and the committed results")
     return int(failed)
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    import json
+
+    from onecycle import tables
+    from onecycle.reproduction import page, rerun
+    from onecycle.reproduction.agreement import DIFFERENT
+
+    wanted = rerun.Options(options.first, options.from_scratch, options.env)
+    done = rerun.reproduce(options.name, wanted)
+    if options.json:
+        print(json.dumps(page.document(done), indent=2))
+    else:
+        tables.show(page.page(done))
+    return int(done.agreement.verdict == DIFFERENT)
+
+
+def _show(options: argparse.Namespace) -> None:
+    import json
+
+    from onecycle import show, tables
+
+    known = show.know(options.name)
+    if options.json:
+        print(json.dumps(show.document(known), indent=2))
+    else:
+        tables.show(show.page(known))
 
 
 def _bench(options: argparse.Namespace) -> None:

@@ -17,8 +17,8 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PATH": os.pathsep.join((binaries, os.environ.get("PATH", "")))}
 
 
-def dvc(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `dvc` to its end and return what it said.
+def dvc(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `dvc` to its end, here or in `folder`, and return what it said.
 
     It has a session of its own and a signal waits until it is done: killed while it puts an experiment into the queue,
     DVC leaves the changes of the workspace in a git stash. Files take what it says, since the worker that
@@ -27,7 +27,13 @@ def dvc(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "dvc", *arguments]
     with TemporaryFile("w+") as out, TemporaryFile("w+") as error, signals.deferred() as request:
         done = subprocess.run(
-            command, env=environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=error, start_new_session=True
+            command,
+            cwd=folder,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=error,
+            start_new_session=True,
         )
         out.seek(0)
         error.seek(0)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+REPRODUCES = "ONECYCLE_REPRODUCES"
+"""Environment of an execution that `onecycle reproduce` starts: what it makes again, and a name for this attempt."""
 
 PARAMS = Path("params.yaml")
 DVC_LOCK = Path("dvc.lock")
@@ -59,3 +63,12 @@ def original_root() -> Path:
 def state() -> Path:
     """Folder in the original workspace for what outlives a stage but is no result: downloads, checkpoints, journal."""
     return original_root() / ".state"
+
+
+def training_state(attempt: str | None = None) -> Path:
+    """Folder for the checkpoints of trainings; an attempt of `onecycle reproduce` has one of its own.
+
+    A reproduction must neither take up nor end a training that was interrupted here.
+    """
+    attempt = attempt or os.environ.get(REPRODUCES, "").rpartition(" ")[2]
+    return state() / (f"reproduce-{attempt}" if attempt else "train")

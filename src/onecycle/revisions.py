@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onecycle import experiments, paths
 from onecycle.errors import UserError
+from onecycle.git_command import complaint, run_git
 
 if TYPE_CHECKING:
     from onecycle.tracking.lookup import StoredRow
@@ -56,11 +55,11 @@ class Place:
 
     def _from_commit(self, path: Path) -> bytes | None:
         blob = f"{self.commit}:./{path.as_posix()}"  # ./ since the workspace may be a folder of a larger repository
-        if _git("rev-parse", "--verify", "--quiet", blob).returncode != 0:
+        if run_git("rev-parse", "--verify", "--quiet", blob).returncode != 0:
             return None
-        done = _git("cat-file", "blob", blob)
+        done = run_git("cat-file", "blob", blob)
         if done.returncode != 0:
-            raise UserError(f"{self.of(path)} cannot be read: {_said(done)}")
+            raise UserError(f"{self.of(path)} cannot be read: {complaint(done)}")
         return done.stdout
 
     def _from_folder(self, folder: Path, path: Path) -> bytes | None:
@@ -90,7 +89,7 @@ def find(name: str) -> Place:
         return _stored(name)
     if not name or name.startswith("-"):
         raise UserError(f"{name!r} names no run; give a git revision, a DVC experiment, a folder, a run or {WORKSPACE}")
-    repository = _git("rev-parse", "--is-shallow-repository")
+    repository = run_git("rev-parse", "--is-shallow-repository")
     if repository.returncode == 0:
         commit = _commit(name) or _experiment(name)
         if commit:
@@ -101,7 +100,7 @@ def find(name: str) -> Place:
     if RUN_ID.fullmatch(name):
         return _stored(name)
     if repository.returncode != 0:
-        raise UserError(f"{name} is no folder, and git cannot be asked for it: {_said(repository)}")
+        raise UserError(f"{name} is no folder, and git cannot be asked for it: {complaint(repository)}")
     if repository.stdout.strip() == b"true":
         raise UserError(
             f"{name} is not in this shallow clone; fetch the whole history: "
@@ -132,13 +131,13 @@ def _stored(name: str) -> Place:
 
 
 def _commit(revision: str) -> str | None:
-    done = _git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
+    done = run_git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
     return done.stdout.decode().strip() if done.returncode == 0 else None
 
 
 def _experiment(name: str) -> str | None:
     """The commit of a DVC experiment; of several with that name, of the one that started from HEAD."""
-    known = experiments.listed(_git(*experiments.LISTING).stdout.decode())
+    known = experiments.listed(run_git(*experiments.LISTING).stdout.decode())
     found = {one.baseline: one.commit for one in known if one.name == name}
     if len(set(found.values())) > 1:
         here = found.get(_commit("HEAD") or "")
@@ -148,16 +147,3 @@ def _experiment(name: str) -> str | None:
             )
         return here
     return next(iter(found.values()), None)
-
-
-def _git(*arguments: str) -> subprocess.CompletedProcess[bytes]:
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
-    try:
-        return subprocess.run(["git", *arguments], capture_output=True, env=environment, check=False)
-    except OSError as error:
-        raise UserError(f"git cannot be run: {error.strerror}") from None
-
-
-def _said(done: subprocess.CompletedProcess[bytes]) -> str:
-    """The first line of git's complaint."""
-    return next(iter(done.stderr.decode(errors="replace").splitlines()), "it gave no reason").removeprefix("fatal: ")

@@ -16,7 +16,11 @@ from onecycle.tracking.execution import Execution
 from onecycle.tracking.git import git
 from onecycle.tracking.redaction import without_secrets
 
-_VERSIONS = ("torch", "torchvision", "albumentations", "numpy", "dvc", "mlflow")
+VERSIONS = (
+    *("torch", "torchvision", "albumentations", "opencv-python-headless", "numpy", "scipy", "scikit-learn"),
+    *("pandas", "pyarrow", "matplotlib", "pillow", "dvc", "mlflow"),
+)
+"""Of packages that write results, or see to it that others do."""
 _RESULTS = (":(exclude)results", ":(exclude)dvc.lock")
 """What the pipeline itself rewrites, so that it says nothing about whether the code was changed."""
 
@@ -32,8 +36,12 @@ def source(execution: Execution, params: Mapping[str, str]) -> dict[str, str]:
     status = git("status", "--porcelain", "--branch", "--", ".", *_RESULTS).splitlines() if commit else []
     changed = [line[3:] for line in status[1:]]
     branch = _branch(commit) if commit else ""
+    reproduced, _, attempt = os.environ.get(paths.REPRODUCES, "").rpartition(" ")
+    name = execution.experiment or " ".join(filter(None, (branch, commit[:7]))) or Path.cwd().name
     known = {
-        "mlflow.runName": execution.experiment or " ".join(filter(None, (branch, commit[:7]))) or Path.cwd().name,
+        "mlflow.runName": f"again: {reproduced[:12]}" if reproduced else name,
+        "reproduces": reproduced,
+        "reproduction": attempt,
         "mlflow.source.name": execution.command or "",
         "mlflow.source.git.commit": commit,
         "git.commit": commit,
@@ -56,7 +64,7 @@ def _machine() -> dict[str, str]:
     """The tags that tell what a row is made with."""
     known = {
         "version.python": platform.python_version(),
-        **{f"version.{name}": _version(name) for name in _VERSIONS},
+        **{f"version.{name}": _version(name) for name in VERSIONS},
         "hardware.cpu": processor(),
         "hardware.cores": str(os.cpu_count()),
         "hardware.memory_gib": f"{psutil.virtual_memory().total / 2**30:.0f}",

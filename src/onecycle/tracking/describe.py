@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from onecycle import paths
+from onecycle.tracking import patch, source
 from onecycle.tracking.summary import Summary
 
 _HEADLINES = (
@@ -34,15 +35,15 @@ _SOURCE = {
 }
 
 
-def description(summary: Summary) -> str:
-    """The row's description so far."""
+def description(summary: Summary, run_id: str) -> str:
+    """The row's description so far; `run_id` is the row's in its store."""
     rows = [
         f"| {words} | {form.format(summary.metrics[name])} |"
         for name, words, form in _HEADLINES
         if name in summary.metrics
     ]
     table = ["| | |", "|---|---|", *rows, ""] if rows else []
-    return "\n".join([*table, *_again(summary.tags)])
+    return "\n".join([*table, *again(summary.tags, run_id)])
 
 
 def execution(summary: Summary) -> dict[str, dict[str, str]]:
@@ -66,17 +67,22 @@ def execution(summary: Summary) -> dict[str, dict[str, str]]:
     return {heading: values for heading, values in told.items() if values}
 
 
-def _again(tags: Mapping[str, str]) -> list[str]:
-    """The commands that make the row again."""
+def again(tags: Mapping[str, str], run_id: str) -> list[str]:
+    """The commands that make the row again, as Markdown."""
     commit, overrides = tags.get("git.commit"), tags.get("params.changed")
     if commit is None:
         return ["Made outside a git commit, so no command makes it again."]
     run = f"dvc exp run {overrides}" if overrides else "dvc repro"
-    lines = ["To make it again:", "", f"    git checkout {commit}", f"    {run}"]
+    lines = ["To make it again:", ""]
+    if source.LOCK_TAG in tags:
+        lines = ["To make it again beside the workspace, and have it compared with this row:", ""]
+        lines += [f"    onecycle reproduce {run_id}", "", "By hand:", ""]
+    lines += [f"    git checkout {commit}", f"    {run}"]
     others = [name for name in tags.get("git.changed", "").split(", ") if name and name != paths.PARAMS.name]
     if others and "dvc.exp_name" in tags:
         lines += ["", f"or, since the commit lacks changes to {', '.join(others)}:", ""]
         lines += [f"    dvc exp apply {tags['dvc.exp_name']}", "    dvc repro"]
     elif others:
-        lines += ["", f"with the changes since then to {', '.join(others)}, which are in no commit."]
+        kept = f"; this row has them in {source.PATCH}" if tags.get("git.patch", "").startswith(patch.KEPT) else ""
+        lines += ["", f"with the changes since then to {', '.join(others)}, which are in no commit{kept}."]
     return lines

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from contextlib import suppress
 from pathlib import Path
 
 from onecycle import paths
+from onecycle.errors import UserError
+from onecycle.git_command import run_git
 
 SECONDS = 3.0
 """The longest that git may take; a stage waits for it."""
@@ -15,15 +16,14 @@ SECONDS = 3.0
 
 def git(*arguments: str, strip: bool = True) -> str:
     """What git prints; empty without git, outside a repository, before the first commit, when it takes too long."""
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # a status must not make the user's own git wait
-    command = ["git", *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        done = run_git(*arguments, seconds=SECONDS)
+    except (UserError, subprocess.TimeoutExpired):
         return ""
     if done.returncode != 0:
         return ""
-    return done.stdout.rstrip() if strip else done.stdout
+    text = done.stdout.decode(errors="replace")
+    return text.rstrip() if strip else text
 
 
 def final_lock(workspace: Path, experiment: str | None, baseline: str | None) -> str:

@@ -75,10 +75,20 @@ class Journal:
         Raises:
             OSError: the file cannot be read or the journal cannot be written.
         """
+        target = self._new_file(path.name)
+        shutil.copyfile(path, target)
+        return target.relative_to(self.files).as_posix()
+
+    def keep_content(self, name: str, content: bytes) -> str:
+        """As `keep`, of a file that is nowhere else."""
+        target = self._new_file(name)
+        target.write_bytes(content)
+        return target.relative_to(self.files).as_posix()
+
+    def _new_file(self, name: str) -> Path:
         folder = self.files / f"{time.time_ns()}"
         folder.mkdir(parents=True)
-        shutil.copyfile(path, folder / path.name)
-        return f"{folder.name}/{path.name}"
+        return folder / name
 
     def entries(self, start: int = 0) -> Iterator[tuple[Entry, int]]:
         """Entries from byte `start` on, each with the byte at which it ends; a line still being written is left out."""

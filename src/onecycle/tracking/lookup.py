@@ -1,23 +1,26 @@
-"""Rows by the names that `onecycle compare` and `gate` take: a run id, a registered model's alias or version."""
+"""Rows by the names that commands take, a run id, a registered model's alias or version, and by what they hold."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from onecycle import paths
 from onecycle.errors import UserError
+from onecycle.tracking import source
 from onecycle.tracking.errors import StoreError, guarded
 from onecycle.tracking.registry import MD5_TAG, VERSION_TAG
-from onecycle.tracking.store import EXPERIMENT_PREFIX, check_not_moved, existing_client
+from onecycle.tracking.store import EXPERIMENT_PREFIX, check_not_moved, existing_client, experiments
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 MODEL_ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<number>[1-9][0-9]*))")
 T = TypeVar("T")
@@ -43,6 +46,13 @@ class StoredRow:
     """By dotted key, as YAML spells them."""
     version: Version | None
     """Of the model that the row evaluated."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """The latest value of each."""
+    status: str = "FINISHED"
+    started: int = 0
+    ended: int | None = None
+    """Milliseconds since 1970."""
 
     def read(self, path: Path) -> bytes | None:
         """The file at `path`, relative to a workspace; None where the row has none.
@@ -52,9 +62,17 @@ class StoredRow:
         """
         if path == paths.PARAMS:
             return json.dumps(dict(self.params)).encode()  # which is YAML, too
-        if path.parts[0] != "results":
-            return None
-        artifact = PurePosixPath(*path.parts[1:])
+        if path == paths.DVC_LOCK:
+            return self.artifact(source.LOCK)
+        return self.artifact(Path(*path.parts[1:])) if path.parts[0] == "results" else None
+
+    def artifact(self, path: Path) -> bytes | None:
+        """The row's artifact at `path`; None where it has none.
+
+        Raises:
+            UserError: the store cannot be asked.
+        """
+        artifact = PurePosixPath(path)
         try:
             with guarded(), TemporaryDirectory(prefix="onecycle-") as folder:
                 listed = self.client.list_artifacts(self.run_id, artifact.parent.as_posix())
@@ -73,6 +91,39 @@ class StoredRow:
                 return self.client.get_model_version(*self.version).tags.get(MD5_TAG)
         except StoreError as error:
             raise _unasked(error) from None
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Set tags of it. Raises `UserError` where the store does not take them."""
+        try:
+            with guarded():
+                for key, value in tags.items():
+                    self.client.set_tag(self.run_id, key, value)
+        except StoreError as error:
+            raise UserError(f"run {self.run_id} cannot be tagged: {error}") from None
+
+
+def rows_with(tags: Mapping[str, str]) -> list[StoredRow]:
+    """The rows in the current store that have all of these tags, the newest first; none where there is no store.
+
+    Raises:
+        UserError: the store cannot be asked.
+    """
+    query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+    try:
+        client = existing_client()
+        if client is None:
+            return []
+        with guarded():
+            found = client.search_runs([number for _, number in experiments()], query)
+        return [_of_run(client, run, None) for run in found]
+    except StoreError as error:
+        raise _unasked(error) from None
+
+
+def row_of_lock(lock: bytes) -> StoredRow | None:
+    """The first row that ended with this dvc.lock and is no reproduction itself."""
+    found = rows_with({source.LOCK_TAG: hashlib.sha256(lock).hexdigest()})
+    return next((row for row in reversed(found) if "reproduces" not in row.tags), None)
 
 
 def find_row(name: str) -> StoredRow | None:
@@ -116,9 +167,15 @@ def _row(client: MlflowClient, run_id: str, version: Version | None) -> StoredRo
     if not experiment.name.startswith(EXPERIMENT_PREFIX):
         raise UserError(f"run {run_id} is of the experiment {experiment.name}, which this project does not write")
     check_not_moved(experiment)
-    if version is None and VERSION_TAG in run.data.tags:
-        version = Version(*run.data.tags[VERSION_TAG].rsplit("/", 1))
-    return StoredRow(client, run_id, run.data.params, version)
+    return _of_run(client, run, version)
+
+
+def _of_run(client: MlflowClient, run: Run, version: Version | None) -> StoredRow:
+    tags, info = run.data.tags, run.info
+    if version is None and VERSION_TAG in tags:
+        version = Version(*tags[VERSION_TAG].rsplit("/", 1))
+    metrics, params = run.data.metrics, run.data.params
+    return StoredRow(client, info.run_id, params, version, tags, metrics, info.status, info.start_time, info.end_time)
 
 
 def _or_none(ask: Callable[[], T]) -> T | None:

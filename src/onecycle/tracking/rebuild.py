@@ -8,29 +8,26 @@ A row that the store has already is left alone.
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from onecycle import experiments, params, paths
-from onecycle.dvc_command import dvc
+from onecycle import experiments, params, paths, restoring
 from onecycle.errors import UserError
 from onecycle.revisions import REFERENCE, WORKSPACE, Place
-from onecycle.tracking import context, yaml_values
+from onecycle.tracking import context, source, yaml_values
 from onecycle.tracking.collect import STAGES, Findings, collect
 from onecycle.tracking.errors import DeletedRowError, StoreError
 from onecycle.tracking.execution import Execution, Process
 from onecycle.tracking.filling import log, model_read_by
-from onecycle.tracking.freshness import Lock, read_lock, recorded_params
+from onecycle.tracking.freshness import parse_lock, read_lock, recorded_params
 from onecycle.tracking.git import git
 from onecycle.tracking.journal import Journal, root
 from onecycle.tracking.sender import send
 from onecycle.tracking.store import EXPERIMENT_PREFIX, connect
 
-LOCK_TAG = "dvc.lock"
 NOBODY = Process(platform.node(), 0, 0.0)
 """Stands for the processes of an execution that is long over."""
 
@@ -54,7 +51,7 @@ def rebuild() -> Iterator[str]:
     Raises:
         UserError: the store does not take them, or DVC cannot be asked for its cache.
     """
-    cache = _cache()
+    cache = restoring.cache()
     for past in (*_experiments(), *_references(), *_workspace()):
         try:
             yield f"{past.place.name}: {_add(past, cache)}"
@@ -65,31 +62,29 @@ def rebuild() -> Iterator[str]:
 def _add(past: Past, cache: Path) -> str:
     with TemporaryDirectory(prefix="onecycle-") as temporary:
         folder = Path(temporary)
-        _restore(past.place, cache, folder)
+        restoring.restore(past.place, cache, folder, restoring.link)
         values = _params(folder)
         if "data.dataset" not in values:
             return "no params, so no row"
         found = {stage: findings for stage in STAGES if (findings := collect(stage, folder))}
         if not found:
             return "no results, so no row"
-        lock = folder / paths.DVC_LOCK
-        digest = hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else ""
+        lock = past.place.read(paths.DVC_LOCK) or b""
+        digest = hashlib.sha256(lock).hexdigest() if lock else ""
         row = hashlib.sha256(f"{past.place.name} {digest}".encode()).hexdigest()[:32]
-        same = {LOCK_TAG: digest, **({"dvc.exp_name": past.experiment} if past.experiment else {})}
+        same = {source.LOCK_TAG: digest, **({"dvc.exp_name": past.experiment} if past.experiment else {})}
         store = connect(EXPERIMENT_PREFIX + values["data.dataset"])
         try:
             if store.find(row) or (digest and store.has(same)):
                 return "is there"
         except DeletedRowError:
             return "was deleted"
-        journal = _journal(past, row, values, digest, found, read_lock(folder))
+        journal = _journal(past, row, values, lock, found)
     send(journal, wait=60)
     return "added"
 
 
-def _journal(
-    past: Past, row: str, values: dict[str, str], digest: str, found: dict[str, Findings], lock: Lock
-) -> Journal:
+def _journal(past: Past, row: str, values: dict[str, str], lock: bytes, found: dict[str, Findings]) -> Journal:
     """What the run would have written; put in its place only when it is whole."""
     *_, last = found
     with TemporaryDirectory(prefix="rebuilding-", dir=_made(paths.state())) as temporary:
@@ -105,12 +100,15 @@ def _journal(
             process=asdict(NOBODY),
             workspace=str(paths.original_root()),
         )
-        tags = {**_tags(past, values), "rebuilt": "from git", LOCK_TAG: digest}
+        tags = {**_tags(past, values), "rebuilt": "from git", **(source.lock_tags(lock) if lock else {})}
         journal.append("tags", stage=last, values={name: value for name, value in tags.items() if value})
+        if lock:
+            file = journal.keep_content(source.LOCK.name, lock)
+            journal.append("artifact", stage=last, file=file, folder=source.FOLDER)
         journal.append("close", at=past.started, stage=last, status="FINISHED")
         for stage, findings in found.items():
             journal.append("cached", stage=stage)
-            log(journal, stage, findings, model_md5=model_read_by(stage, lock))
+            log(journal, stage, findings, model_md5=model_read_by(stage, parse_lock(lock)))
         return Journal(journal.folder.rename(_made(root()) / f"git-{row}"))
 
 
@@ -149,50 +147,6 @@ def _workspace() -> Iterator[Past]:
         yield Past(Place(WORKSPACE, None, Path()), git("rev-parse", "HEAD"), started)
 
 
-# ------------------------------------------------------------------------------------------------ what is still there
-
-
-def _cache() -> Path:
-    """DVC's cache of files by their MD5."""
-    done = dvc("cache", "dir")
-    if done.returncode != 0:
-        raise UserError("`dvc cache dir` fails here; run from the workspace, the folder that holds dvc.yaml")
-    return Path(done.stdout.strip().splitlines()[-1]) / "files" / "md5"
-
-
-def _restore(place: Place, cache: Path, folder: Path) -> None:
-    """Put into `folder` what there is of a run: its params, its dvc.lock, and results that are what that records.
-
-    A reference run need not have a dvc.lock; its files are then taken as they are.
-    """
-    for path in (paths.PARAMS, paths.DVC_LOCK):
-        _write(folder / path, place.read(path))
-    lock = read_lock(folder)
-    if not lock:
-        results = {value for value in vars(paths).values() if isinstance(value, Path) and value.parts[0] == "results"}
-        for path in sorted(path for path in results if path.suffix in (".json", ".csv", ".parquet", ".txt")):
-            _write(folder / path, place.read(path))
-    for stage in lock.values():
-        for out in stage.get("outs", ()):
-            _restore_out(place, cache, folder / out["path"], Path(out["path"]), str(out.get("md5", "")))
-
-
-def _restore_out(place: Place, cache: Path, target: Path, path: Path, md5: str) -> None:
-    cached = cache / md5[:2] / md5[2:]
-    if md5.endswith(".dir"):
-        entries = json.loads(cached.read_bytes()) if cached.is_file() else []
-        for entry in entries:
-            _restore_out(place, cache, target / entry["relpath"], path / entry["relpath"], entry["md5"])
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if cached.is_file():
-        target.symlink_to(cached.resolve())
-        return
-    content = place.read(path)
-    if content is not None and hashlib.md5(content, usedforsecurity=False).hexdigest() == md5:
-        _write(target, content)
-
-
 def _params(folder: Path) -> dict[str, str]:
     """A run's params as a row has them; where dvc.lock differs from params.yaml, it knows what was used."""
     file = folder / paths.PARAMS
@@ -207,12 +161,6 @@ def _params(folder: Path) -> dict[str, str]:
         if name not in spelled or not yaml_values.same(value, spelled[name]):
             spelled[name] = yaml_values.spelled(value)
     return spelled
-
-
-def _write(target: Path, content: bytes | None) -> None:
-    if content is not None:
-        _made(target.parent)
-        target.write_bytes(content)
 
 
 def _made(folder: Path) -> Path:

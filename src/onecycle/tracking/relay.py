@@ -6,14 +6,13 @@ sent again.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from onecycle.tracking import registry
+from onecycle.tracking import registry, source
 from onecycle.tracking.collect import STAGES
 from onecycle.tracking.describe import description
 from onecycle.tracking.errors import DeletedRowError, StoreError
@@ -85,7 +84,7 @@ class Relay:
             False when DVC has still to put the experiment where its dvc.lock can be read.
         """
         summary, execution = self.summary, self.summary.execution
-        if not execution or not execution.command or summary.status != "FINISHED" or "dvc.lock" in summary.tags:
+        if not execution or not execution.command or summary.status != "FINISHED" or source.LOCK_TAG in summary.tags:
             return True
         workspace = Path(summary.workspace)
         lock = final_lock(workspace, execution.experiment, execution.baseline)
@@ -93,7 +92,9 @@ class Relay:
             return workspace.exists()
         with suppress(FileNotFoundError):  # the next command is at work there already
             fill_in(self.journal, [stage for stage in STAGES if stage not in summary.stages], summary.params, workspace)
-        self.journal.append("tags", stage="", values={"dvc.lock": hashlib.sha256(lock.encode()).hexdigest()})
+        file = self.journal.keep_content(source.LOCK.name, lock.encode())
+        self.journal.append("artifact", stage="", file=file, folder=source.FOLDER)
+        self.journal.append("tags", stage="", values=source.lock_tags(lock.encode()))
         self.read()
         return True
 
@@ -159,7 +160,7 @@ class Relay:
         """
         run_id, summary = self._sent.run_id, self.summary
         entries = [entry for entry, end in self.journal.entries(self._sent.offset) if end <= self._read]
-        tags = {**summary.tags, "dvc.stages": _stages(summary), "mlflow.note.content": description(summary)}
+        tags = {**summary.tags, "dvc.stages": _stages(summary), "mlflow.note.content": description(summary, run_id)}
         store.log(
             run_id,
             metrics=[metric for entry in entries for metric in _metrics(entry)],

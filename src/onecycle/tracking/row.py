@@ -15,7 +15,7 @@ from pathlib import Path
 from onecycle import signals
 from onecycle.errors import Stopped, UserError
 from onecycle.params import Params, flatten
-from onecycle.tracking import context, delivery, describe, execution, yaml_values
+from onecycle.tracking import context, delivery, describe, execution, patch, source, yaml_values
 from onecycle.tracking.collect import STAGES, collect
 from onecycle.tracking.filling import fill_in, log
 from onecycle.tracking.journal import Journal, root
@@ -83,13 +83,21 @@ class Row:
                 workspace=str(Path.cwd()),
             )
             if not so_far.row:
-                self.tags(context.tags(current, values))
+                self._made_from(context.tags(current, values))
             if changed:  # edited while the command ran: MLflow keeps the first value of a param for good
                 self.tags({f"params.changed_at_{self._stage}": ", ".join(f"{name}={values[name]}" for name in changed)})
             earlier = STAGES[: STAGES.index(self._stage)] if self._stage in STAGES else ()
             fill_in(self._journal, [stage for stage in earlier if stage not in so_far.stages], values)
             if send:
                 self._sender = delivery.start(self._journal)
+
+    def _made_from(self, tags: Mapping[str, str]) -> None:
+        """Tell what the row is made from, with the changes that are in no commit."""
+        changes = patch.take() if tags.get("git.dirty") == "true" and self._journal else None
+        self.tags({**tags, **({"git.patch": changes.note} if changes and changes.note else {})})
+        if changes and changes.content and self._journal:
+            file = self._journal.keep_content(source.PATCH.name, changes.content)
+            self._append("artifact", file=file, folder=source.FOLDER)
 
     def _collect(self) -> None:
         """Log what the stage left on disk, except what it logged while it ran."""

@@ -1,0 +1,195 @@
+"""How far a run that was made again agrees with what was recorded: hashes, metrics, weights, predictions, a verdict."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onecycle import paths
+from onecycle.errors import UserError
+from onecycle.params import GateParams
+from onecycle.reproduction.surroundings import Difference
+from onecycle.results import Results, read
+from onecycle.revisions import AbsentError, Place
+from onecycle.tracking import yaml_values
+from onecycle.tracking.freshness import Lock
+
+IDENTICAL, WITHIN, DIFFERENT = "identical", "equal within", "different"
+METRICS = (paths.STATS_JSON, paths.TRAIN_METRICS, paths.EVALUATE_METRICS)
+
+
+@dataclass(frozen=True)
+class Output:
+    """Something a stage writes, and its hash then and now; None where it was not written."""
+
+    stage: str
+    path: str
+    recorded: str | None
+    now: str | None
+
+    @property
+    def same(self) -> bool:
+        """To the byte."""
+        return self.recorded == self.now
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The networks' state, tensor by tensor."""
+
+    tensors: int
+    differing: int
+    largest: float
+    """Absolute difference of any two values; infinite where a tensor is missing or has another shape."""
+    where: str
+    """The tensor that has it."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The test images, one by one."""
+
+    images: int
+    changed: int
+    """That got another class."""
+    largest: float
+    """Absolute difference of two confidences."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Everything compared."""
+
+    outputs: Sequence[Output]
+    code: Sequence[tuple[str, str]]
+    """(stage, file) of code that is not what dvc.lock records, in the pipeline's order."""
+    metrics: Mapping[str, tuple[float | None, float | None]]
+    """Name → as recorded, as now."""
+    weights: Weights | None
+    predictions: Predictions | None
+    """None where either was not written, or is no longer to be had."""
+    surroundings: Sequence[Difference]
+    limits: GateParams
+
+    @property
+    def parted(self) -> Output | None:
+        """The first output that is not the same, in the pipeline's order."""
+        return next((output for output in self.outputs if not output.same), None)
+
+    @property
+    def culprits(self) -> list[str]:
+        """Files of `code` that can be why the outputs part where they do."""
+        if self.parted is None:
+            return []
+        stages = list(dict.fromkeys(output.stage for output in self.outputs))
+        before = stages[: stages.index(self.parted.stage) + 1]
+        return list(dict.fromkeys(file for stage, file in self.code if stage in before))
+
+    @property
+    def within(self) -> float | None:
+        """The largest difference of a test metric; None where one is missing, or differs more than the gate allows."""
+        tested = {name: pair for name, pair in self.metrics.items() if name.startswith("evaluate.")}
+        differences = {
+            name.partition(".")[2]: math.inf if None in pair else abs(pair[0] - pair[1])  # type: ignore[operator]
+            for name, pair in tested.items()
+            if name not in ("evaluate.n", "evaluate.wrong")  # counts, of which accuracy tells
+        }
+        margins = {"accuracy": self.limits.margin, "loss": self.limits.loss_margin, "ece": self.limits.ece_margin}
+        fine = all(differences.get(name, math.inf) <= margin for name, margin in margins.items())
+        return max(differences.values()) if fine else None
+
+    @property
+    def verdict(self) -> str:
+        """`identical`; `equal within`, where other surroundings can be why; or `different`."""
+        if self.parted is None:
+            return IDENTICAL
+        return WITHIN if self.surroundings and not self.culprits and self.within is not None else DIFFERENT
+
+
+def outputs(recorded: Lock, now: Lock, stages: Collection[str]) -> list[Output]:
+    """Each output that dvc.lock has of `stages`, then or now."""
+    found = []
+    for stage in stages:
+        then, here = (_hashes(lock, stage, "outs") for lock in (recorded, now))
+        found += [Output(stage, path, then.get(path), here.get(path)) for path in dict.fromkeys([*then, *here])]
+    return found
+
+
+def changed_code(recorded: Lock, now: Lock, stages: Collection[str]) -> list[tuple[str, str]]:
+    """(stage, file) of code among the dependencies of `stages` that is not what it was."""
+    changed = []
+    for stage in stages:
+        then, here = (_hashes(lock, stage, "deps") for lock in (recorded, now))
+        files = (path for path in dict.fromkeys([*then, *here]) if path.startswith(("src/", "stages/")))
+        changed += [(stage, path) for path in files if then.get(path) != here.get(path)]
+    return changed
+
+
+def metrics(recorded: Place, now: Place) -> dict[str, tuple[float | None, float | None]]:
+    """Every number in the stages' metrics, as "evaluate.accuracy"."""
+    found: dict[str, tuple[float | None, float | None]] = {}
+    for path in METRICS:
+        then, here = (_numbers(place, path) for place in (recorded, now))
+        for key in dict.fromkeys([*then, *here]):
+            found[f"{path.parent.name}.{key}"] = then.get(key), here.get(key)
+    return found
+
+
+def weights(recorded: Path, now: Path) -> Weights:
+    """Two models, tensor by tensor; neither file is trusted."""
+    import torch
+
+    then, here = (torch.load(file, map_location="cpu", weights_only=True)["state"] for file in (recorded, now))
+    differing, largest, where = 0, 0.0, ""
+    for name in dict.fromkeys([*then, *here]):
+        one, other = then.get(name), here.get(name)
+        if one is not None and other is not None and torch.equal(one, other):
+            continue
+        differing += 1
+        apart = math.inf
+        if one is not None and other is not None and one.shape == other.shape:
+            apart = float((one.double() - other.double()).abs().max())
+        if apart > largest or not where:
+            largest, where = max(apart, largest), name
+    return Weights(len(dict.fromkeys([*then, *here])), differing, largest, where)
+
+
+def predictions(recorded: Place, now: Place) -> Predictions | None:
+    """The test images, one by one; None where either run has not evaluated."""
+    try:
+        then, here = read(recorded), read(now)
+    except AbsentError:
+        return None
+    return _predictions(then, here)
+
+
+def _predictions(then: Results, here: Results) -> Predictions:
+    if len(then.labels) != len(here.labels):
+        raise UserError(f"{then.name} was tested on {len(then.labels)} images, and again on {len(here.labels)}")
+    changed = int((then.predictions != here.predictions).sum())
+    apart = np.abs(then.confidence.astype(np.float64) - here.confidence.astype(np.float64))
+    return Predictions(len(then.labels), changed, float(apart.max(initial=0.0)))
+
+
+def _hashes(lock: Lock, stage: str, section: str) -> dict[str, str]:
+    return {entry["path"]: str(entry.get("md5")) for entry in lock.get(stage, {}).get(section, ())}
+
+
+def _numbers(place: Place, path: Path) -> dict[str, float]:
+    content = place.read(path)
+    try:
+        tree: Any = json.loads(content or b"{}")
+    except ValueError:
+        raise UserError(f"{place.of(path)} is not valid JSON") from None
+    values = yaml_values.flat(tree if isinstance(tree, dict) else {})
+    return {
+        key: float(value)
+        for key, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }

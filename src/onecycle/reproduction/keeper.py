@@ -1,0 +1,47 @@
+"""Ends what runs in a worktree, and removes it, when its owner has closed the pipe between them, or is no more.
+
+    python -m onecycle.reproduction.keeper <worktree> <checkpoints>
+
+Numbers of process groups come on its standard input.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from onecycle.git_command import run_git
+
+PATIENCE_SECONDS = 60.0
+"""For a stage that was asked to end: it finishes its step and saves it."""
+
+
+def main(worktree: Path, checkpoints: Path) -> None:
+    """Wait for the end of the owner, then tidy up."""
+    groups = [int(line) for line in sys.stdin]
+    for group in groups:
+        _end(group)
+    run_git("worktree", "remove", "--force", str(worktree))
+    shutil.rmtree(worktree, ignore_errors=True)  # its owner was killed before git knew it, or while it was made
+    run_git("worktree", "prune")
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _end(group: int) -> None:
+    """End a process group: asked first, killed if it does not end."""
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGTERM)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline:
+            time.sleep(0.1)
+            os.killpg(group, 0)
+        os.killpg(group, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))

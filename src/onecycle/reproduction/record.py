@@ -1,0 +1,158 @@
+"""What is recorded of a run: code, params, hashes of all it wrote, and what it was made with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onecycle import experiments, paths, revisions
+from onecycle.errors import UserError
+from onecycle.git_command import complaint, run_git
+from onecycle.revisions import Place
+from onecycle.tracking import patch, source, yaml_values
+from onecycle.tracking.freshness import Lock, parse_lock, recorded_params
+
+if TYPE_CHECKING:
+    from onecycle.tracking.lookup import StoredRow
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run, and all that it takes to make it again."""
+
+    place: Place
+    """Where its results are read from."""
+    commit: str
+    """Holds its code, but for `changes`."""
+    changes: bytes
+    """What `git apply` adds; empty where the commit holds everything."""
+    lock: bytes
+    """Its dvc.lock."""
+    params: Mapping[str, str]
+    """By dotted key, as YAML spells them: of the row, or those its stages ran with."""
+    row: StoredRow | None
+    """Its row in MLflow, where it has one."""
+
+    @property
+    def stages(self) -> Lock:
+        """dvc.lock, read."""
+        return parse_lock(self.lock)
+
+    @property
+    def name(self) -> str:
+        """As it was asked for."""
+        return self.place.name
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        """What its row says; nothing where it has none."""
+        return self.row.tags if self.row else {}
+
+
+def find_record(name: str) -> Record:
+    """What is recorded of an MLflow run, a DVC experiment, a git revision or the workspace.
+
+    Raises:
+        UserError: there is no such run, or what is known of it is too little to make it again.
+    """
+    place = revisions.find(name)
+    if place.row:
+        return _of_row(place, place.row)
+    commit = place.commit or (_head() if name == revisions.WORKSPACE else None)
+    if commit is None:
+        raise UserError(f"{name} is a folder, and says nothing of the code that made it; give a run, or a revision")
+    changes = b""
+    if name == revisions.WORKSPACE:
+        taken = patch.take()
+        if taken.note and not taken.content:
+            raise UserError(f"the changes of the workspace are {taken.note}; commit them")
+        changes = taken.content
+    from onecycle.tracking.lookup import row_of_lock
+
+    lock = place.read(paths.DVC_LOCK)
+    if lock is None:
+        raise UserError(f"{place.of(paths.DVC_LOCK)} is missing, so nothing is recorded of it; {place.remedy}")
+    params = {key: yaml_values.spelled(value) for key, value in recorded_params(_parsed(place, lock)).items()}
+    return Record(place, commit, changes, lock, params, row_of_lock(lock))
+
+
+def _of_row(place: Place, row: StoredRow) -> Record:
+    if row.status != "FINISHED":
+        raise UserError(f"run {row.run_id} is {row.status}, so there is no result of it; give a FINISHED one")
+    commit, lock = row.tags.get("git.commit"), row.artifact(source.LOCK)
+    if commit is None:
+        raise UserError(f"run {row.run_id} was made outside a git commit, so nobody knows its code")
+    if lock is None:
+        raise UserError(
+            f"run {row.run_id} holds no {paths.DVC_LOCK}: it is of a stage run by hand, or its command was killed; "
+            "`dvc repro` makes a row that can be made again"
+        )
+    changes = row.artifact(source.PATCH) or b""
+    if not changes and row.tags.get("git.dirty") == "true":
+        found = _experiment_of(row, lock)
+        if found:
+            commit = found
+        elif row.tags.get("git.changed") != paths.PARAMS.name:  # which the row holds, too
+            why = row.tags.get("git.patch", "from a time when rows kept no patch")
+            raise UserError(
+                f"run {row.run_id} was made with changes that are in no commit ({row.tags.get('git.changed')}), and "
+                f"holds no patch of them ({why}); commit before you run"
+            )
+    _parsed(place, lock)
+    return Record(place, _present(commit, f"run {row.run_id}"), changes, lock, row.params, row)
+
+
+def _parsed(place: Place, lock: bytes) -> Lock:
+    try:
+        stages = parse_lock(lock)
+        named = all(out["path"] for stage in stages.values() for out in stage.get("outs", ()))
+    except (ValueError, AttributeError, KeyError, TypeError):
+        named = False
+    if not named or not stages:
+        raise UserError(f"{place.of(paths.DVC_LOCK)} is no dvc.lock with stages")
+    return stages
+
+
+def _experiment_of(row: StoredRow, lock: bytes) -> str | None:
+    """The commit that DVC made of the row's experiment, if it is still there and the row is of it."""
+    wanted = row.tags.get("dvc.exp_name"), row.tags.get("dvc.baseline")
+    found = (one for one in experiments.finished() if (one.name, one.baseline) == wanted)
+    return next((one.commit for one in found if Place(one.name, one.commit, None).read(paths.DVC_LOCK) == lock), None)
+
+
+def _head() -> str:
+    return _present("HEAD", "the workspace")
+
+
+def _present(commit: str, whose: str) -> str:
+    """The commit in full, if this repository has it."""
+    done = run_git("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}")
+    if done.returncode == 0:
+        return done.stdout.decode().strip()
+    if done.stderr:
+        raise UserError(f"git cannot be asked for the commit of {whose}: {complaint(done)}")
+    shallow = run_git("rev-parse", "--is-shallow-repository").stdout.strip() == b"true"
+    advice = "`git fetch --unshallow` may bring it" if shallow else "fetch the branch that held it, or ask who has it"
+    raise UserError(f"the commit of {whose}, {commit[:12]}, is not in this repository; {advice}")
+
+
+def set_params(file: Path, values: Mapping[str, str]) -> list[str]:
+    """Make a params.yaml say `values`; returns the keys that said something else, or nothing."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    tree = yaml.load(file.read_text(encoding="utf-8"))
+    now = yaml_values.flat(tree)
+    changed = [key for key, value in values.items() if key not in now or not yaml_values.same(now[key], value)]
+    for key in changed:
+        *sections, last = key.split(".")
+        inside = tree
+        for section in sections:
+            inside = inside.setdefault(section, {})
+        inside[last] = yaml.load(values[key])
+    if changed:
+        with file.open("w", encoding="utf-8") as stream:
+            yaml.dump(tree, stream)
+    return changed

@@ -1,0 +1,243 @@
+"""One run made again, from its record to the verdict."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onecycle import dvc_command, params, paths, restoring
+from onecycle.errors import UserError
+from onecycle.reproduction import agreement, surroundings
+from onecycle.reproduction.agreement import Agreement
+from onecycle.reproduction.record import Record, find_record, set_params
+from onecycle.reproduction.surroundings import Difference
+from onecycle.reproduction.worktree import Worktree, worktree
+from onecycle.revisions import Place
+from onecycle.tracking import patch, yaml_values
+from onecycle.tracking.freshness import read_lock
+from onecycle.tracking.sync import sync
+
+if TYPE_CHECKING:
+    from onecycle.tracking.lookup import StoredRow
+
+RUNNING = re.compile(r"Running stage '(?P<stage>[^']+)'")
+"""How DVC says that a stage is not taken from its cache."""
+DVC_CONFIG = Path(".dvc/config.local")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run is to be made again."""
+
+    first: str | None = None
+    """The first stage to run again whatever is in the cache; None: DVC decides."""
+    from_scratch: bool = False
+    """With a cache of its own, so that every stage runs."""
+    recorded_packages: bool = False
+    """In a virtual environment with the packages that the run's requirements.lock pins."""
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What came of it."""
+
+    record: Record
+    agreement: Agreement
+    stages: Sequence[str]
+    """The pipeline's, in its order."""
+    ran: Sequence[str]
+    """Those that ran again."""
+    notes: Sequence[str] = ()
+    row: StoredRow | None = field(default=None, repr=False)
+    """Its own row in MLflow; None where no stage ran, or the store does not take it."""
+
+
+def reproduce(name: str, options: Options) -> Reproduction:
+    """Make a run again beside the workspace, which stays as it is, and compare.
+
+    What is about to differ, and what stages say, goes to stderr.
+
+    Raises:
+        UserError: nothing is known of the run, or it cannot be made again.
+    """
+    limits = params.load(paths.PARAMS).gate
+    record = find_record(name)
+    attempt = uuid.uuid4().hex[:12]
+    with worktree(record.commit, attempt) as tree:
+        return _in(tree, record, options, attempt, limits)
+
+
+def _in(tree: Worktree, record: Record, options: Options, attempt: str, limits: params.GateParams) -> Reproduction:
+    stages = _prepare(tree, record)
+    if options.first and options.first not in stages:
+        raise UserError(f"--from must be one of {', '.join(stages)}, got {options.first}")
+    python = _python(tree, options)
+    train = params.load(tree.folder / paths.PARAMS).train.model_dump()
+    differing = surroundings.differences(record.tags, surroundings.here(python, tree.folder, train))
+    _tell(record, differing, options)
+    files = restoring.cache()
+    _furnish(tree, record, options, files)
+    ran = _run(tree, stages, options, python, f"{record.row.run_id if record.row else record.commit} {attempt}")
+    notes = _sent()
+    found = _compare(tree, record, stages, differing, files, limits, notes)
+    row = _own_row(attempt) if ran else None
+    done = Reproduction(record, found, stages, ran, notes, row)
+    _link(done)
+    return done
+
+
+def _prepare(tree: Worktree, record: Record) -> list[str]:
+    """Put code and params in place; returns the stages in the pipeline's order."""
+    if record.changes:
+        tree.apply(record.changes)
+    if not (tree.folder / paths.DVC_YAML).exists():
+        raise UserError(f"commit {record.commit[:12]} has no {paths.DVC_YAML} where this workspace has its own")
+    for key in set_params(tree.folder / paths.PARAMS, record.params):
+        print(f"reproduce: {key} is set to {record.params[key]}, as it was", file=sys.stderr)
+    graph = yaml_values.load((tree.folder / paths.DVC_YAML).read_bytes()).get("stages", {})
+    return list(graph)
+
+
+def _python(tree: Worktree, options: Options) -> Path:
+    if not options.recorded_packages:
+        return Path(sys.executable)
+    lock = tree.folder / "requirements.lock"
+    if not lock.exists():
+        raise UserError("--env needs the requirements.lock of the run's commit, which has none")
+    return surroundings.interpreter(tree.folder, hashlib.sha256(lock.read_bytes()).hexdigest()[:16])
+
+
+def _tell(record: Record, differing: Sequence[Difference], options: Options) -> None:
+    """What is about to happen, and what will differ."""
+    row = f", run {record.row.run_id}" if record.row and record.name != record.row.run_id else ""
+    changes = " with the changes its row holds" if record.changes and record.row else ""
+    print(f"reproduce: {record.name}{row}, from commit {record.commit[:12]}{changes}", file=sys.stderr)
+    if record.tags.get("git.patch") == patch.REDACTED:
+        print("reproduce: its patch lacks secrets that were in the code; what reads them will differ", file=sys.stderr)
+    if not record.row:
+        print("reproduce: no row in MLflow is of it, so what it was made with is not known", file=sys.stderr)
+    for difference in differing if record.row else ():
+        print(f"reproduce: not as it was: {difference}", file=sys.stderr)
+    packages = [one for one in differing if f"version.{one.what}" in record.tags]
+    if packages and not options.recorded_packages:
+        command = f"onecycle reproduce {record.name} --env"
+        print(f"reproduce: `{command}` installs the packages it was made with, and uses them", file=sys.stderr)
+
+
+def _furnish(tree: Worktree, record: Record, options: Options, files: Path) -> None:
+    """Give the worktree its settings, and the cache, dvc.lock and outputs it may use."""
+    settings = paths.original_root() / DVC_CONFIG
+    if settings.exists():
+        shutil.copyfile(settings, tree.folder / DVC_CONFIG)
+    cache = tree.folder / ".dvc" / "cache" if options.from_scratch else files.parents[1]
+    said = dvc_command.dvc("config", "--local", "cache.dir", str(cache), folder=tree.folder)
+    if said.returncode != 0:
+        raise UserError(f"DVC takes no cache for the worktree: {dvc_command.complaint(said)}")
+    outputs = {
+        Path(out["path"]): str(out.get("md5")) for stage in record.stages.values() for out in stage.get("outs", ())
+    }
+    for path in outputs:  # the commit may hold those of another run
+        restoring.remove_output(record.place, tree.folder, path)
+    if options.from_scratch:
+        (tree.folder / paths.DVC_LOCK).unlink(missing_ok=True)
+        return
+    (tree.folder / paths.DVC_LOCK).write_bytes(record.lock)
+    for path, md5 in outputs.items():
+        restoring.restore_output(record.place, files, tree.folder, path, md5, restoring.copy)
+
+
+def _run(tree: Worktree, stages: Sequence[str], options: Options, python: Path, reproduces: str) -> list[str]:
+    """Run what DVC holds for changed or missing, or what was asked for; returns the stages that ran."""
+    commands = [["repro"]]
+    if options.first and not options.from_scratch:
+        before, again = stages[: stages.index(options.first)], stages[stages.index(options.first) :]
+        commands = [["repro", *before]] if before else []
+        commands += [["repro", "--force", "--single-item", *again]]
+    environment = {key: value for key, value in dvc_command.environment().items() if not key.startswith("DVC_")}
+    environment |= {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}", paths.REPRODUCES: reproduces}
+    ran: list[str] = []
+    for command in commands:
+        try:
+            for line in tree.run([str(python), "-m", "dvc", *command], environment):
+                print(line, end="", file=sys.stderr, flush=True)
+                if started := RUNNING.match(line):
+                    ran.append(started["stage"])
+        except subprocess.CalledProcessError as error:
+            at = f" in stage {ran[-1]}" if ran else ""
+            raise UserError(
+                f"`dvc {' '.join(command)}` fails{at} with exit code {error.returncode}; what it says is above"
+            ) from None
+    return [stage for stage in stages if stage in ran]
+
+
+def _sent() -> list[str]:
+    """See to it that the row is in the store; returns what is in the way."""
+    try:
+        for _ in sync():
+            pass
+    except UserError as error:
+        return [f"MLflow has not got the row yet: {error}"]
+    return []
+
+
+def _compare(
+    tree: Worktree,
+    record: Record,
+    stages: Sequence[str],
+    differing: Sequence[Difference],
+    files: Path,
+    limits: params.GateParams,
+    notes: list[str],
+) -> Agreement:
+    then, now = record.stages, read_lock(tree.folder)
+    stages = [stage for stage in stages if stage in then or stage in now]
+    again = Place(f"{record.name}, again", None, tree.folder)
+    recorded_model = restoring.cached_file(files, _md5(then, paths.MODEL))
+    found_weights = None
+    if not (tree.folder / paths.MODEL).is_file():
+        notes.append("no model was written, so no weights are compared")
+    elif not recorded_model.is_file():
+        notes.append("the recorded model is not in DVC's cache any more: its hash is compared, not each tensor")
+    else:
+        found_weights = agreement.weights(recorded_model, tree.folder / paths.MODEL)
+    return Agreement(
+        agreement.outputs(then, now, stages),
+        agreement.changed_code(then, now, stages),
+        agreement.metrics(record.place, again),
+        found_weights,
+        agreement.predictions(record.place, again),
+        differing,
+        limits,
+    )
+
+
+def _md5(lock: Mapping[str, Mapping[str, object]], path: Path) -> str:
+    """What a dvc.lock says of an output; of none, what no file has."""
+    found = (out for stage in lock.values() for out in stage.get("outs", ()))  # type: ignore[attr-defined]
+    return next((str(out.get("md5")) for out in found if out["path"] == path.as_posix()), "none")
+
+
+def _own_row(attempt: str) -> StoredRow | None:
+    from onecycle.tracking.lookup import rows_with
+
+    return next(iter(rows_with({"reproduction": attempt})), None)
+
+
+def _link(done: Reproduction) -> None:
+    """The first row says when it was made again and what came of it, and is otherwise left as it is."""
+    verdict = done.agreement.verdict
+    if done.row:
+        done.row.tag({"reproduction.verdict": verdict})
+    if done.record.row:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        done.record.row.tag({"reproduced.at": now, "reproduced.verdict": verdict})

@@ -1,0 +1,100 @@
+"""Puts into a folder what a run left: from its commit, its row, or DVC's cache, wherever it still is.
+
+Nothing is checked out. dvc.lock names every result by its MD5; what has its name and is something else is not taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from onecycle import paths
+from onecycle.dvc_command import dvc
+from onecycle.errors import UserError
+from onecycle.revisions import Place
+from onecycle.tracking.freshness import parse_lock
+
+FromCache = Callable[[Path, Path], object]
+"""Puts a file of the cache at a path: `link` or `copy`."""
+
+
+def link(cached: Path, target: Path) -> None:
+    """To look at it."""
+    target.symlink_to(cached.resolve())
+
+
+def copy(cached: Path, target: Path) -> None:
+    """To have a stage write into it, too."""
+    shutil.copyfile(cached, target)
+
+
+def cache() -> Path:
+    """DVC's cache of files by their MD5."""
+    done = dvc("cache", "dir")
+    if done.returncode != 0:
+        raise UserError("`dvc cache dir` fails here; run from the workspace, the folder that holds dvc.yaml")
+    return Path(done.stdout.strip().splitlines()[-1]) / "files" / "md5"
+
+
+def cached_file(files: Path, md5: str) -> Path:
+    """Where DVC's cache has the file, or a folder's list of files, with this MD5, if it has it."""
+    return files / md5[:2] / md5[2:]
+
+
+def restore(place: Place, files: Path, folder: Path, from_cache: FromCache) -> None:
+    """Put into `folder` what there is of a run: its params, its dvc.lock, and results that are what that records.
+
+    A reference run need not have a dvc.lock; its files are then taken as they are.
+    """
+    for path in (paths.PARAMS, paths.DVC_LOCK):
+        _write(folder / path, place.read(path))
+    lock = parse_lock(place.read(paths.DVC_LOCK) or b"")
+    if not lock:
+        results = {value for value in vars(paths).values() if isinstance(value, Path) and value.parts[0] == "results"}
+        for path in sorted(path for path in results if path.suffix in (".json", ".csv", ".parquet", ".txt")):
+            _write(folder / path, place.read(path))
+    for stage in lock.values():
+        for out in stage.get("outs", ()):
+            restore_output(place, files, folder, Path(out["path"]), str(out.get("md5", "")), from_cache)
+
+
+def restore_output(place: Place, files: Path, folder: Path, path: Path, md5: str, from_cache: FromCache) -> None:
+    """One output at `folder` / `path`, where it can be found with this MD5."""
+    cached, target = cached_file(files, md5), _inside(place, folder, path)
+    if md5.endswith(".dir"):
+        entries = json.loads(cached.read_bytes()) if cached.is_file() else []
+        for entry in entries:
+            restore_output(place, files, folder, path / entry["relpath"], entry["md5"], from_cache)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if cached.is_file():
+        from_cache(cached, target)
+        return
+    content = place.read(path)
+    if content is not None and hashlib.md5(content, usedforsecurity=False).hexdigest() == md5:
+        _write(target, content)
+
+
+def remove_output(place: Place, folder: Path, path: Path) -> None:
+    """Take away what is at `folder` / `path`."""
+    target = _inside(place, folder, path)
+    if target.is_dir() and not target.is_symlink():
+        shutil.rmtree(target)
+    else:
+        target.unlink(missing_ok=True)
+
+
+def _inside(place: Place, folder: Path, path: Path) -> Path:
+    """`folder` / `path`, unless dvc.lock, which a stranger may have written, would lead out of the folder."""
+    if path.is_absolute() or ".." in path.parts:
+        raise UserError(f"{place.of(paths.DVC_LOCK)} names an output outside the workspace, {path}")
+    return folder / path
+
+
+def _write(target: Path, content: bytes | None) -> None:
+    if content is not None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)

@@ -1,0 +1,149 @@
+"""`onecycle show <run>`: what is known of a run, in the terminal: its row in MLflow, or what git and dvc.lock tell.
+
+    onecycle show 3f2a…                 # or a DVC experiment, a git revision, models:/name@alias, `workspace`
+
+The terminal gets what tells runs apart; `--json` everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from onecycle import paths, revisions
+from onecycle.errors import UserError
+from onecycle.revisions import Place
+from onecycle.tables import Page, Table
+from onecycle.tracking import context, describe, source, yaml_values
+from onecycle.tracking.freshness import Lock, parse_lock
+from onecycle.tracking.lookup import StoredRow, row_of_lock, rows_with
+
+HEADINGS = ("test/", "validation/", "train/", "test_epoch/", "lr_range/", "stats/")
+"""Before the metrics' names, in the order in which they are told."""
+_MADE_WITH = ("device", "threads", "hardware.", "os", "version.")
+_MADE_FROM = ("git.", "dvc.exp_name", "dvc.baseline", "mlflow.source.name", "rebuilt")
+_AGAIN = ("reproduces", "reproduction.verdict", "reproduced.at", "reproduced.verdict")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What became of a stage in the run's execution."""
+
+    name: str
+    became: str
+    """ran, cached, …; empty where no row tells."""
+    outputs: int
+    made_by: str
+    """Where DVC kept what another run had made: that run's id; else empty."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """Everything that is known of a run."""
+
+    place: Place
+    row: StoredRow | None
+    params: Mapping[str, str]
+    changed: str
+    """Params that differ from the commit's, as `dvc exp run` takes them."""
+    metrics: Mapping[str, float]
+    stages: tuple[Stage, ...]
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        """Of its row."""
+        return self.row.tags if self.row else {}
+
+
+def know(name: str) -> Known:
+    """What is known of the run called `name`.
+
+    Raises:
+        UserError: there is no such run, or MLflow cannot be asked.
+    """
+    place = revisions.find(name)
+    content = place.read(paths.DVC_LOCK)
+    try:
+        lock = parse_lock(content or b"")
+        params = {
+            key: yaml_values.spelled(value)
+            for key, value in yaml_values.flat(yaml_values.load(place.read(paths.PARAMS) or b"")).items()
+        }
+    except ValueError as error:
+        raise UserError(f"{place.name}: {error}") from None
+    row = place.row or (row_of_lock(content) if content else None)
+    if row is None and not lock:
+        raise UserError(f"{place.of(paths.DVC_LOCK)} is missing, and no row is of it; {place.remedy}")
+    commit = row.tags.get("git.commit") if row else place.commit
+    changed = context.overrides(params, commit) if commit else ""
+    stages = tuple(_stages(row, lock))
+    return Known(place, row, params, changed, dict(row.metrics) if row else {}, stages)
+
+
+def _stages(row: StoredRow | None, lock: Lock) -> Iterator[Stage]:
+    told = dict(part.split(" ", 1) for part in row.tags.get("dvc.stages", "").split(", ") if part) if row else {}
+    for name in dict.fromkeys([*lock, *told]):
+        became, made_by = told.get(name, ""), ""
+        if row and became == "cached" and name in lock:
+            same = rows_with({f"{source.OUTPUTS_TAG}{name}": source.outputs_digest(name, lock)})
+            made_by = next((other.run_id for other in reversed(same) if _ran(name, other)), "")
+        yield Stage(name, became, len(lock.get(name, {}).get("outs", ())), made_by)
+
+
+def _ran(stage: str, row: StoredRow) -> bool:
+    return f"{stage} ran" in row.tags.get("dvc.stages", "").split(", ")
+
+
+def page(known: Known) -> Page:
+    """For the terminal."""
+    row = known.row
+    said: list[str | Table] = [_headline(known)]
+    said.append(f"Params changed from the commit's: {known.changed or 'none'}")
+    if row is None:
+        said.append("No row in MLflow is of it; what follows is what git and dvc.lock tell.")
+    rows = [(stage.name, stage.became, str(stage.outputs), stage.made_by) for stage in known.stages]
+    said.append(Table("Stages", ("stage", "here", "outputs", "made in run"), rows))
+    told_apart = (metric for metric in known.metrics.items() if not metric[0].startswith("system/"))
+    shown = [(name, f"{value:.6g}") for name, value in sorted(told_apart, key=_place_of)]
+    said += [Table("Metrics, the last value of each", ("metric", ""), shown)] if shown else []
+    for title, wanted in (("Made from", _MADE_FROM), ("Made with", _MADE_WITH), ("Made again", _AGAIN)):
+        told = [(name, value) for name, value in sorted(known.tags.items()) if name.startswith(wanted)]
+        said += [Table(title, ("", ""), told)] if told else []
+    said += _commands(known)
+    return said
+
+
+def document(known: Known) -> dict[str, Any]:
+    """Everything, for a program."""
+    return {
+        "name": known.place.name,
+        "run_id": known.row.run_id if known.row else None,
+        "status": known.row.status if known.row else None,
+        "changed": known.changed,
+        "stages": [vars(stage) for stage in known.stages],
+        "metrics": dict(known.metrics),
+        "params": dict(known.params),
+        "tags": {name: value for name, value in known.tags.items() if name != "mlflow.note.content"},
+    }
+
+
+def _headline(known: Known) -> str:
+    row = known.row
+    if row is None:
+        return f"{known.place.name}, commit {(known.place.commit or 'none')[:12]}"
+    began = datetime.fromtimestamp(row.started / 1000).isoformat(" ", "seconds")
+    took = f", {(row.ended - row.started) / 1000:,.0f} s" if row.ended else ""
+    return f"{row.tags.get('mlflow.runName', known.place.name)}, run {row.run_id}: {row.status}, {began}{took}"
+
+
+def _place_of(metric: tuple[str, float]) -> tuple[int, str]:
+    name, _ = metric
+    return next((n for n, start in enumerate(HEADINGS) if name.startswith(start)), len(HEADINGS)), name
+
+
+def _commands(known: Known) -> list[str]:
+    if known.row:
+        return [line for line in describe.again(known.tags, known.row.run_id) if line]
+    return ["To make it again beside the workspace:", f"    onecycle reproduce {known.place.name}"]

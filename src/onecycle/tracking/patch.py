@@ -1,0 +1,75 @@
+"""The changes in a workspace that no commit holds, as a patch for its row: without them it could not be made again."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import copyfile
+from tempfile import TemporaryDirectory
+
+from onecycle.errors import UserError
+from onecycle.git_command import complaint, run_git
+from onecycle.tracking.git import SECONDS
+from onecycle.tracking.redaction import without_secrets
+
+LARGEST = 2**20
+"""Bytes of a patch that a row keeps."""
+CODE = ("src", "stages")
+"""Where a file that git does not know yet is taken along; elsewhere it may be anything, a password too."""
+KEPT, REDACTED = "kept", "kept, secrets left out"
+EXCLUDED = (":(exclude)results", ":(exclude)dvc.lock", ":(exclude).dvc")
+"""What the pipeline itself writes, and DVC's settings, which may hold what opens a remote."""
+
+# Whatever a user's own settings say, `git apply` is to read it.
+_DIFF = (
+    *("diff", "--binary", "--full-index", "--no-renames", "--no-color", "--no-ext-diff", "--no-textconv"),
+    *("--src-prefix=a/", "--dst-prefix=b/", "HEAD", "--", ".", *EXCLUDED),
+)
+
+
+@dataclass(frozen=True)
+class Patch:
+    """What `git apply` takes in the top folder of a repository at HEAD."""
+
+    content: bytes
+    """Empty where there is nothing to keep, or it cannot be kept."""
+    note: str
+    """Whether it is kept, and why it is not; empty where there is nothing."""
+
+
+def take() -> Patch:
+    """The patch of the workspace as it is now: tracked files that were changed, and new ones among the code."""
+    try:
+        content = _difference()
+    except subprocess.TimeoutExpired:
+        return Patch(b"", f"not kept: git took more than {SECONDS:g} seconds")
+    except (UserError, OSError) as error:
+        return Patch(b"", f"not kept: {error}")
+    if len(content) > LARGEST:
+        return Patch(b"", f"not kept: {len(content) / 2**20:.1f} MiB, above {LARGEST / 2**20:g}")
+    if not content:
+        return Patch(b"", "")
+    text = content.decode("utf-8", "surrogateescape")
+    redacted = without_secrets(text)
+    return Patch(redacted.encode("utf-8", "surrogateescape"), KEPT if redacted == text else REDACTED)
+
+
+def _difference() -> bytes:
+    """New files must be in an index to be in a patch; the user's own stays as it is, so a copy takes them."""
+    with TemporaryDirectory(prefix="onecycle-") as folder:
+        index = Path(folder) / "index"
+        copyfile(_git("rev-parse", "--git-path", "index").decode().strip(), index)
+        new = _git("ls-files", "-z", "--others", "--exclude-standard", "--", *CODE)
+        if new:
+            paths = ("--pathspec-from-file=-", "--pathspec-file-nul")
+            _git("--literal-pathspecs", "add", "--intent-to-add", *paths, index=index, given=new)
+        return _git(*_DIFF, index=index)
+
+
+def _git(*arguments: str, index: Path | None = None, given: bytes | None = None) -> bytes:
+    environment = {"GIT_INDEX_FILE": str(index)} if index else None
+    done = run_git(*arguments, seconds=SECONDS, environment=environment, given=given)
+    if done.returncode != 0:
+        raise UserError(complaint(done))
+    return done.stdout

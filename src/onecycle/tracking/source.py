@@ -1,0 +1,31 @@
+"""What a row holds so that it can be made again: the dvc.lock it ended with, and the changes that no commit has."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from onecycle import paths
+from onecycle.tracking.freshness import Lock, parse_lock
+
+FOLDER = "source"
+"""Of a row's artifacts."""
+LOCK = Path(FOLDER) / paths.DVC_LOCK.name
+PATCH = Path(FOLDER) / "changes.patch"
+LOCK_TAG = "dvc.lock"
+"""Holds the SHA-256 of dvc.lock."""
+OUTPUTS_TAG = "outputs."
+"""Before a stage's name: what it wrote, or what DVC kept of it, as a short digest."""
+
+
+def lock_tags(lock: bytes) -> dict[str, str]:
+    """The tags by which rows with the same results are found: all of them, and stage by stage."""
+    stages = {f"{OUTPUTS_TAG}{stage}": outputs_digest(stage, parse_lock(lock)) for stage in parse_lock(lock)}
+    return {LOCK_TAG: hashlib.sha256(lock).hexdigest(), **stages}
+
+
+def outputs_digest(stage: str, lock: Lock) -> str:
+    """A short digest of the paths and hashes that dvc.lock has of a stage's outputs."""
+    outputs = sorted((out["path"], str(out.get("md5"))) for out in lock[stage].get("outs", ()))
+    return hashlib.sha256(json.dumps(outputs).encode()).hexdigest()[:16]

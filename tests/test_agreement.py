@@ -1,0 +1,129 @@
+"""The verdict on a run that was made again, from hashes, code, surroundings and figures set by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from crafted_run import errors, write_run
+
+from onecycle.errors import UserError
+from onecycle.params import load
+from onecycle.reproduction import agreement, surroundings
+from onecycle.reproduction.agreement import Agreement, Output
+from onecycle.reproduction.surroundings import UNKNOWN, Difference
+from onecycle.restoring import copy, remove_output, restore_output
+from onecycle.revisions import Place
+
+STAGES = ("stats", "train", "evaluate")
+THREADS = Difference("threads", "1", "2")
+
+
+def lock(**hashes: str) -> dict[str, dict[str, list[dict[str, str]]]]:
+    """A dvc.lock: each stage reads its own code and writes one file; `train="x"` sets a hash, `train_code="x"` too."""
+    return {
+        stage: {
+            "deps": [
+                {"path": f"src/{stage}.py", "md5": hashes.get(f"{stage}_code", "c")},
+                {"path": "data", "md5": "d"},
+            ],
+            "outs": [{"path": f"results/{stage}", "md5": hashes.get(stage, "o")}],
+        }
+        for stage in STAGES
+    }
+
+
+def judged(surroundings: tuple[Difference, ...] = (), accuracy: float = 0.9, **hashes: str) -> Agreement:
+    then, now = lock(), lock(**hashes)
+    shares = {"accuracy": accuracy, "loss": 0.3, "ece": 0.02, "n": 100, "wrong": 10}
+    figures = {f"evaluate.{name}": (0.9 if name == "accuracy" else value, value) for name, value in shares.items()} | {
+        "train.train_loss": (1.0, 5.0)
+    }
+    return Agreement(
+        agreement.outputs(then, now, STAGES),
+        agreement.changed_code(then, now, STAGES),
+        figures,
+        None,
+        None,
+        surroundings,
+        load(Path("params.yaml")).gate,
+    )
+
+
+def test_the_same_hashes_are_identical_whatever_else_differs() -> None:
+    found = judged((THREADS,), train_code="other")
+    assert (found.verdict, found.parted, found.culprits) == ("identical", None, [])
+
+
+def test_another_machine_may_be_why_within_the_margins_of_the_gate() -> None:
+    found = judged((THREADS,), accuracy=0.904, train="x", evaluate="y")
+    assert found.verdict == "equal within"
+    assert found.within == pytest.approx(0.004)
+    assert found.parted == Output("train", "results/train", "o", "x")
+    assert judged((UNKNOWN,), accuracy=0.904, train="x").verdict == "equal within"
+    for away in (0.906, 0.894):  # better is no reproduction either
+        found = judged((THREADS,), accuracy=away, train="x")
+        assert (found.verdict, found.within) == ("different", None)
+
+
+def test_where_nothing_else_differs_it_is_different() -> None:
+    assert judged(train="x").verdict == "different"
+
+
+def test_changed_code_is_no_surroundings() -> None:
+    found = judged((THREADS,), evaluate="x", train_code="a", stats_code="b")
+    assert (found.verdict, found.culprits) == ("different", ["src/stats.py", "src/train.py"])
+    assert judged((THREADS,), stats="x", evaluate_code="a").culprits == []  # code of a later stage is not why
+    assert judged((THREADS,), stats="x", evaluate_code="a").verdict == "equal within"
+
+
+def test_an_output_that_is_not_written_is_not_the_same() -> None:
+    now = lock()
+    del now["train"]["outs"][0]
+    found = agreement.outputs(lock(), now, STAGES)
+    assert [one for one in found if not one.same] == [Output("train", "results/train", "o", None)]
+
+
+def test_weights_tensor_by_tensor(tmp_path: Path) -> None:
+    state = {"a": torch.ones(2, 3), "b": torch.zeros(4), "steps": torch.tensor(5)}
+    other = {"a": torch.ones(2, 3), "b": torch.tensor([0.0, 0.25, 0.0, -0.5]), "steps": torch.tensor(5)}
+    files = [tmp_path / name for name in ("one.pt", "other.pt", "odd.pt")]
+    for file, tensors in zip(files, (state, other, {"a": torch.ones(3, 2), "b": torch.zeros(4)}), strict=True):
+        torch.save({"state": tensors}, file)
+    assert agreement.weights(files[0], files[0]) == agreement.Weights(3, 0, 0.0, "")
+    assert agreement.weights(files[0], files[1]) == agreement.Weights(3, 1, 0.5, "b")
+    assert agreement.weights(files[0], files[2]) == agreement.Weights(3, 2, math.inf, "a")
+
+
+def test_predictions_and_metrics_image_by_image(tmp_path: Path) -> None:
+    for name, wrong in (("then", errors(600, 0)), ("now", errors(600, 3))):
+        write_run(tmp_path / name, wrong)
+    then, now = (Place(name, None, tmp_path / name) for name in ("then", "now"))
+    found = agreement.predictions(then, now)
+    assert found is not None
+    assert found.images == 10_000
+    assert found.changed == len(set(errors(600, 0)) ^ set(errors(600, 3)))
+    assert agreement.predictions(then, Place("none", None, tmp_path / "none")) is None
+    figures = agreement.metrics(then, now)
+    assert figures["evaluate.wrong"] == (600, len(errors(600, 3)))
+    assert agreement.metrics(then, Place("none", None, tmp_path))["evaluate.wrong"] == (600, None)
+
+
+def test_what_differs_of_that_which_is_known() -> None:
+    recorded = {"device": "cpu, float32", "threads": "1", "version.torch": "2.15.0", "version.gone": "1", "os": "a"}
+    here = {"device": "cpu, float32", "threads": "2", "version.torch": "2.14.1", "version.new": "3", "os": "b"}
+    assert surroundings.differences(recorded, here) == [THREADS, Difference("torch", "2.15.0", "2.14.1")]
+    assert surroundings.differences({}, here) == [UNKNOWN]
+
+
+@pytest.mark.parametrize("path", ["../outside", "/outside", "results/../../outside"])
+def test_a_lock_that_leads_out_of_the_workspace_is_refused(tmp_path: Path, path: str) -> None:
+    place = Place("theirs", None, tmp_path)
+    for act in (
+        lambda: restore_output(place, tmp_path, tmp_path / "in", Path(path), "0" * 32, copy),
+        lambda: remove_output(place, tmp_path / "in", Path(path)),
+    ):
+        with pytest.raises(UserError, match="names an output outside the workspace"):
+            act()

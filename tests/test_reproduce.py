@@ -1,0 +1,272 @@
+"""Rows made again: to the bit where nothing differs, told apart where something does, and nothing else touched."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import command, set_params
+from ending import HANG_SECONDS
+from test_pipeline import STAGES
+from tracked_workspace import Run, Workspace
+
+from onecycle import paths
+from onecycle.reproduction.record import set_params as conform
+
+EVALUATION = Path("src/onecycle/evaluation.py")
+
+
+@dataclass
+class Tracked:
+    """A repository in which the small pipeline has run, with its row in a store of its own."""
+
+    root: Path
+
+    def rows(self) -> list[Run]:
+        """Rows in the store, oldest first."""
+        command(self.root, "onecycle", "sync")
+        rows: list[Run] = Workspace.rows(self)  # type: ignore[arg-type]
+        return rows
+
+    def files(self) -> dict[str, bytes]:
+        """Everything a person has there: files in git and out of it, settings, branches and experiments."""
+        ours = (".dvc/cache", ".dvc/tmp", ".git", ".state", "mlartifacts", "mlflow.db", "__pycache__")
+        files = {
+            file.relative_to(self.root).as_posix(): file.read_bytes()
+            for file in sorted(self.root.rglob("*"))
+            if file.is_file() and not any(part in file.relative_to(self.root).as_posix() for part in ours)
+        }
+        refs = command(self.root, "git", "for-each-ref").stdout
+        return files | {"refs": refs.encode(), "index": (self.root / ".git" / "index").read_bytes()}
+
+    def reproduce(self, *words: str, code: int = 0, **environment: str) -> dict[str, Any]:
+        """`onecycle reproduce … --json`, checked to leave the workspace as it was."""
+        before = self.files()
+        done = command(self.root, "onecycle", "reproduce", *words, "--json", check=False, **environment)
+        assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert self.files() == before
+        assert self.worktrees() == []
+        found: dict[str, Any] = json.loads(done.stdout) | {"said": done.stderr}
+        return found
+
+    def worktrees(self) -> list[str]:
+        """What is left of those that were made."""
+        listed = command(self.root, "git", "worktree", "list", "--porcelain").stdout.split("\n\n")[1:]
+        left = [path.name for path in (self.root / ".dvc/tmp/exps").glob("reproduce-*")]
+        return [one for one in listed if one.strip()] + left + [p.name for p in (self.root / ".state").glob("repro*")]
+
+
+@pytest.fixture
+def tracked(pipeline: Path, tmp_path: Path) -> Tracked:
+    """A copy of the shared run, moved with its row."""
+    root = tmp_path / "repo"
+    shutil.copytree(pipeline, root, symlinks=True)
+    command(root, "onecycle", "sync", "--relocate")
+    return Tracked(root)
+
+
+def assert_identical(found: dict[str, Any]) -> None:
+    assert found["verdict"] == "identical", found
+    assert all(one["recorded"] == one["now"] is not None for one in found["outputs"])
+    assert {one["stage"] for one in found["outputs"]} == set(STAGES)
+    assert all(one["recorded"] == one["now"] for one in found["metrics"].values())
+    assert "evaluate.accuracy" in found["metrics"]
+    assert found["weights"]["tensors"] > 40
+    assert found["weights"]["differing"] == 0
+    assert (found["predictions"]["images"], found["predictions"]["changed"]) == (320, 0)
+    assert found["surroundings"] == []
+
+
+def test_a_row_from_scratch_is_identical_and_linked(tracked: Tracked) -> None:
+    [first] = tracked.rows()
+    found = tracked.reproduce(first.run_id, "--from-scratch")
+    assert_identical(found)
+    assert found["ran"] == STAGES
+    before, again = tracked.rows()
+    assert found["rerun_id"] == again.run_id
+    assert (again.status, again.tags["reproduces"]) == ("FINISHED", first.run_id)
+    assert again.tags["reproduction.verdict"] == "identical"
+    assert again.metrics.keys() >= first.metrics.keys() - {key for key in first.metrics if key.startswith("system/")}
+    new = {key: value for key, value in before.tags.items() if first.tags.get(key) != value}
+    assert new.keys() == {"reproduced.at", "reproduced.verdict"}
+    assert (before.params, before.metrics) == (first.params, first.metrics)
+
+    # and with the cache no stage needs to run: the record is whole
+    found = tracked.reproduce("HEAD")
+    assert_identical(found)
+    assert (found["ran"], found["rerun_id"], found["run_id"]) == ([], None, first.run_id)
+    assert len(tracked.rows()) == 2
+
+
+def test_one_changed_line_of_code_is_different_and_named(tracked: Tracked) -> None:
+    """A commit whose dvc.lock is not of its code."""
+    code = (tracked.root / EVALUATION).read_text(encoding="utf-8")
+    changed = code.replace('"wrong": ', '"wrong": 1 + ', 1)
+    assert changed != code
+    (tracked.root / EVALUATION).write_text(changed, encoding="utf-8")
+    command(tracked.root, "git", "commit", "-qam", "one line")
+    found = tracked.reproduce("HEAD", code=1)
+    assert found["verdict"] == "different"
+    assert found["parted"] == {"stage": "evaluate", "path": paths.EVALUATE_METRICS.as_posix()}
+    assert found["culprits"] == [EVALUATION.as_posix()]
+    assert found["ran"] == ["evaluate", "report"]
+    assert found["metrics"]["evaluate.wrong"]["now"] == found["metrics"]["evaluate.wrong"]["recorded"] + 1
+    assert found["weights"]["differing"] == 0
+    first, again = tracked.rows()
+    assert first.tags["reproduced.verdict"] == again.tags["reproduction.verdict"] == "different"
+    said = command(tracked.root, "onecycle", "show", again.run_id).stdout
+    assert f"onecycle reproduce {again.run_id}" in said
+    shown = json.loads(command(tracked.root, "onecycle", "show", again.run_id, "--json").stdout)
+    made_by = {stage["name"]: (stage["became"], stage["made_by"]) for stage in shown["stages"]}
+    assert made_by["train"] == ("cached", first.run_id)
+    assert made_by["evaluate"] == ("ran", "")
+
+
+def test_stages_from_a_given_one_on_run_again(tracked: Tracked) -> None:
+    [first] = tracked.rows()
+    found = tracked.reproduce(first.run_id, "--from", "report")
+    assert_identical(found)
+    assert found["ran"] == ["report"]
+    done = command(tracked.root, "onecycle", "reproduce", "HEAD", "--from", "nowhere", check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--from must be one of params, download" in done.stderr
+    assert tracked.worktrees() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_killed_in_the_middle_it_leaves_nothing(tracked: Tracked, number: signal.Signals) -> None:
+    set_params(tracked.root, {"epochs": 100_000})
+    command(tracked.root, "git", "commit", "-qam", "a training without end")
+    lock = (tracked.root / "dvc.lock").read_text(encoding="utf-8")
+    (tracked.root / "dvc.lock").write_text(lock.replace("epochs: 3", "epochs: 100000"), encoding="utf-8")
+    command(tracked.root, "git", "commit", "-qam", "and a dvc.lock that claims it")
+    before = tracked.files()
+    with subprocess.Popen(
+        [Path(sys.executable).with_name("onecycle"), "reproduce", "HEAD"],
+        cwd=tracked.root,
+        env={**os.environ, "ONECYCLE_TRACKING": "journal"},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stderr
+        for line in process.stderr:
+            if line.startswith("epoch"):
+                break
+        process.send_signal(number)
+        said = process.stderr.read()  # to its end: the keeper, too, has this pipe
+    assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number), said
+    wait_until(lambda: tracked.worktrees() == [])
+    running = [
+        line for line in command(tracked.root, "ps", "-eo", "args").stdout.splitlines() if "stages.train" in line
+    ]
+    assert not [line for line in running if str(tracked.root) in line]
+    assert tracked.files() == before
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + HANG_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def test_what_cannot_be_made_again_is_refused(tracked: Tracked) -> None:
+    [first] = tracked.rows()
+
+    def refusal(name: str) -> str:
+        done = command(tracked.root, "onecycle", "reproduce", name, check=False)
+        assert (done.returncode, done.stdout) == (2, ""), done.stderr
+        return done.stderr
+
+    assert "there is no git revision, DVC experiment, folder or MLflow run called nobody" in refusal("nobody")
+    assert "is a folder, and says nothing of the code" in refusal("results")
+    assert "dvc.lock of HEAD~1 is missing" in refusal("HEAD~1")
+    command(tracked.root, "git", "checkout", "-q", "--orphan", "new")
+    command(tracked.root, "git", "commit", "-qm", "history forgotten")
+    command(tracked.root, "git", "branch", "-qD", "main")
+    command(tracked.root, "git", "reflog", "expire", "--expire=now", "--all")
+    command(tracked.root, "git", "gc", "-q", "--prune=now")
+    said = refusal(first.run_id)
+    assert re.search(rf"the commit of run {first.run_id}, [0-9a-f]{{12}}, is not in this repository; fetch", said)
+    assert tracked.worktrees() == []
+
+
+def test_params_conform_to_a_record(tmp_path: Path) -> None:
+    shipped = Path("params.yaml").read_text(encoding="utf-8")
+    file = tmp_path / "params.yaml"
+    file.write_text(shipped, encoding="utf-8")
+    assert conform(file, {"epochs": "24", "data.limit": "null", "optimizer.epsilon": "1e-08"}) == []
+    assert file.read_text(encoding="utf-8") == shipped
+    changed = {"epochs": "3", "one_cycle.max_lr": "0.01", "data.limit": "320", "train.deterministic": "true"}
+    assert conform(file, changed) == list(changed)
+    now = file.read_text(encoding="utf-8")
+    assert "epochs: 3 " in now
+    assert "# integer ≥ 1. The exercise's budget" in now
+    assert conform(file, changed) == []
+
+
+@pytest.mark.slow
+def test_a_dirty_workspace_and_an_experiment(tracked: Tracked) -> None:
+    """With new code that git does not know yet, and stages that DVC kept from the run before."""
+    (tracked.root / "src/onecycle/rounding.py").write_text("DIGITS = 7\n", encoding="utf-8")
+    code = (tracked.root / EVALUATION).read_text(encoding="utf-8")
+    code = code.replace("from onecycle import ", "from onecycle import rounding, ", 1)
+    (tracked.root / EVALUATION).write_text(
+        code.replace('"wrong": ', '"wrong": rounding.DIGITS + ', 1), encoding="utf-8"
+    )
+    command(tracked.root, "dvc", "repro")
+    row = tracked.rows()[-1]
+    assert "train cached, evaluate ran" in row.tags["dvc.stages"]
+    assert row.tags["git.patch"] == "kept"
+    found = tracked.reproduce(row.run_id, "--from-scratch")
+    assert_identical(found)
+    assert found["ran"] == STAGES
+
+    command(tracked.root, "git", "checkout", "-q", "--", ".")
+    command(tracked.root, "dvc", "exp", "run", "--temp", "--name", "faster", "-S", "one_cycle.max_lr=0.02")
+    row = tracked.rows()[-1]
+    assert row.name == "faster"
+    assert_identical(tracked.reproduce(row.run_id, "--from-scratch"))
+    assert_identical(tracked.reproduce("faster"))
+
+
+@pytest.mark.slow
+def test_a_queued_experiment(tracked: Tracked) -> None:
+    command(tracked.root, "dvc", "exp", "run", "--queue", "--name", "queued", "-S", "seed=5")
+    command(tracked.root, "dvc", "queue", "start")
+    wait_until(lambda: "queued" in command(tracked.root, "git", "for-each-ref", "refs/exps").stdout)
+    wait_until(lambda: tracked.rows()[-1].name == "queued" and "dvc.lock" in tracked.rows()[-1].tags)
+    assert_identical(tracked.reproduce(tracked.rows()[-1].run_id, "--from-scratch"))
+
+
+@pytest.mark.slow
+def test_another_thread_count_is_never_identical_unless_it_is(tracked: Tracked) -> None:
+    changes = {"train.threads": 0, "model.width": 16}
+    set_params(tracked.root, changes)
+    command(tracked.root, "git", "commit", "-qam", "all threads")
+    command(tracked.root, "dvc", "repro", OMP_NUM_THREADS="1")
+    row = tracked.rows()[-1]
+    assert row.tags["threads"] == "1"
+    done = command(
+        tracked.root, "onecycle", "reproduce", row.run_id, "--from-scratch", "--json", check=False, OMP_NUM_THREADS="2"
+    )
+    found = json.loads(done.stdout)
+    assert {"what": "threads", "recorded": "1", "here": "2"} in found["surroundings"]
+    assert "not as it was: threads 1, here 2" in done.stderr
+    same = all(one["recorded"] == one["now"] for one in found["outputs"])
+    assert found["weights"]["differing"] > 0, "this network is too small to tell threads apart"
+    assert not same
+    assert found["verdict"] in ("equal within", "different")
+    assert done.returncode == (found["verdict"] == "different")
