@@ -63,6 +63,7 @@ NOT_RUN = {
         "dvc exp run -S epochs=12 -S one_cycle.max_at_epoch=3",
         "dvc exp run --queue -S seed=1,2,3",
         "dvc queue start",
+        "onecycle reproduce longer --from train",
         "onecycle replicate -n 5",
     ),
     "needs runs, a model or pictures that are not here; their own tests have them": (
@@ -70,6 +71,7 @@ NOT_RUN = {
         "onecycle compare exercise page",
         "onecycle compare a1,a2,a3 b1,b2,b3",
         "onecycle gate --baseline demo --candidate longer",
+        "onecycle show longer",
         "onecycle gate --baseline main",
         "onecycle gate --baseline models:/onecycle-cifar10@champion --promote",
         "onecycle predict cat.jpg dogs/",

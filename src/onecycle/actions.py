@@ -95,8 +95,7 @@ def summary(options: argparse.Namespace) -> None:
 def record(options: argparse.Namespace) -> None:
     from onecycle import readme, reference
 
-    for line in reference.record(options.name, options.recipe):
-        print(line)
+    print(reference.record(options.name, options.recipe))
     print(readme.rewrite())
 
 

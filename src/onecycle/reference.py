@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -48,8 +48,8 @@ def recipes() -> dict[str, tuple[Place, ...]]:
     return {folder.name: seeds(Place(folder.as_posix(), None, folder)) for folder in sorted(found)}
 
 
-def record(name: str, recipe: str) -> Iterator[str]:
-    """Keep the run `name` as one of `recipe`; yields what is to be said of it.
+def record(name: str, recipe: str) -> str:
+    """Keep the run `name` as one of `recipe`; returns what is to be said of it.
 
     Raises:
         UserError: it is no whole run, or none of this recipe, or another run is kept in its place.
@@ -72,15 +72,13 @@ def record(name: str, recipe: str) -> Iterator[str]:
     files[provenance.ENVIRONMENT] = _json(asdict(trained))
     files[provenance.HASHES] = _json({"outputs": outputs | dict(made.outputs), "code": made.code})
     _write(target, files)
-    yield f"{target.as_posix()}: {_told(results, trained, trouble)}"
+    return f"{target.as_posix()}: {_told(results, trained, trouble)}"
 
 
 def _seed(results: Results) -> int:
     seed = spelled(results.params.get(SEED, ""))
     if not re.fullmatch(r"[0-9]+", seed):
-        raise UserError(
-            f"{paths.PARAMS.name} of {results.name} has no seed, so it is not known which run of which recipe it is"
-        )
+        raise UserError(f"{paths.PARAMS.name} of {results.name} has no seed, and a recipe's runs are kept by theirs")
     return int(seed)
 
 
