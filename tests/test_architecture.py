@@ -17,6 +17,7 @@ STAGES = sorted(path for path in Path("stages").glob("*.py") if path.stem != "__
 
 EDGES = {
     "onecycle": "holds nothing",
+    "onecycle.actions": "what a command does",
     "onecycle.checkpoint": "keeps state, changes none",
     "onecycle.cli": "the command line",
     "onecycle.errors": "what a user is told",

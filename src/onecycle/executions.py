@@ -11,20 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from onecycle import experiments, paths
-from onecycle.errors import UserError
+from onecycle import experiments, paths, provenance
 from onecycle.recipe import recipe_differing
 from onecycle.results import Results, read
 from onecycle.revisions import REFERENCE, WORKSPACE, AbsentError, Place, find
-from onecycle.tracking import yaml_values
 from onecycle.tracking.errors import StoreError
-from onecycle.tracking.filling import model_read_by
-from onecycle.tracking.freshness import Lock, parse_lock, recorded_params
 from onecycle.tracking.git import git
-from onecycle.tracking.times import training_seconds
-
-NO_CODE = "report"
-"""The stage whose code changes no figure."""
+from onecycle.tracking.times import Training, trainings
 
 
 @dataclass(frozen=True)
@@ -51,12 +44,13 @@ class Found:
 def executions() -> Found:
     """Find them all, each once: HEAD, the workspace and an experiment often hold the same run."""
     found = Found()
-    seconds = _training_seconds(found.left_out)
+    known = _trainings(found.left_out)
     for place in _places():
         try:
-            lock = parse_lock(place.read(paths.DVC_LOCK) or b"")
             results = read(place)
-            _check_current(results, lock)
+            made = provenance.recorded(place)
+            provenance.check_current(results.params, made)
+            seconds = provenance.environment(place, made.model, known).training_seconds
         except AbsentError:
             if place.name not in (WORKSPACE, "HEAD"):
                 found.left_out[place.name] = "it has no results/evaluate/metrics.json"
@@ -64,14 +58,7 @@ def executions() -> Found:
         except ValueError as error:
             found.left_out[place.name] = str(error)
             continue
-        model = model_read_by("evaluate", lock)
-        code = frozenset(
-            (dep["path"], str(dep.get("md5")))
-            for stage, entry in lock.items()
-            for dep in entry.get("deps", ())
-            if stage != NO_CODE and dep["path"].startswith(("src/", "stages/"))
-        )
-        _add(found.executions, Execution((place.name,), results, seconds.get(model or ""), code))
+        _add(found.executions, Execution((place.name,), results, seconds, frozenset(made.code.items())))
     return found
 
 
@@ -85,33 +72,27 @@ def _places() -> Iterator[Place]:
         yield Place(file.parent.as_posix(), None, file.parent)
 
 
-def _training_seconds(left_out: dict[str, str]) -> Mapping[str, float]:
+def _trainings(left_out: dict[str, str]) -> Mapping[str, Training]:
     try:
-        return training_seconds()
+        return trainings()
     except StoreError as error:
         left_out["times"] = str(error)
         return {}
 
 
-def _check_current(results: Results, lock: Lock) -> None:
-    """Refuse results of other params than those beside them: params.yaml was edited since."""
-    for key, value in recorded_params(lock).items():
-        now = results.params.get(key)
-        if results.params and not yaml_values.same(now, value):
-            raise UserError(
-                f"params.yaml says {key}: {yaml_values.spelled(now)}, its results are of {yaml_values.spelled(value)}; "
-                "run `dvc repro`"
-            )
+def same_run(one: Results, other: Results) -> bool:
+    """Whether two are one run: of one recipe, on the same images, the same to the last bit of every prediction."""
+    return (
+        not recipe_differing(one.params, other.params)
+        and one.digest == other.digest
+        and np.array_equal(one.predictions, other.predictions)
+        and np.array_equal(one.confidence, other.confidence)
+    )
 
 
 def _add(known: list[Execution], new: Execution) -> None:
     for position, other in enumerate(known):
-        if (
-            not recipe_differing(new.results.params, other.results.params)
-            and new.results.digest == other.results.digest
-            and np.array_equal(new.results.predictions, other.results.predictions)
-            and np.array_equal(new.results.confidence, other.results.confidence)
-        ):
+        if same_run(new.results, other.results):
             known[position] = replace(other, names=(*other.names, *new.names))
             return
     known.append(new)

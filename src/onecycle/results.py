@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from onecycle import evaluation, paths, recipe
 from onecycle.errors import UserError
 from onecycle.refusals import shown
-from onecycle.revisions import AbsentError, Place, find
+from onecycle.revisions import AbsentError, Place, find, seeds
 from onecycle.tracking import yaml_values
 
 MOST_IMAGES = 100_000_000
@@ -90,11 +90,13 @@ class Results:
 def read_side(names: str) -> tuple[Results, ...]:
     """The runs of one side: one name, or several with commas between them, equal but for the seed.
 
+    The name of a recipe below results/reference stands for all its seeds.
+
     Raises:
         AbsentError: there is no such run.
         UserError: what it holds is not to be believed, or the runs are no replicates of one recipe.
     """
-    runs = tuple(read(find(name.strip())) for name in names.split(","))
+    runs = tuple(read(place) for name in names.split(",") for place in seeds(find(name.strip())))
     first = runs[0]
     for position, run in enumerate(runs):
         _check_same_test(first, run)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onecycle import experiments
+from onecycle import experiments, paths
 from onecycle.errors import UserError
 from onecycle.git_command import complaint, run_git
 
@@ -107,6 +107,18 @@ def find(name: str) -> Place:
             "`fetch-depth: 0` for actions/checkout, `git fetch --unshallow` elsewhere"
         )
     raise AbsentError(f"there is no git revision, DVC experiment, folder or MLflow run called {name}")
+
+
+def seeds(place: Place) -> tuple[Place, ...]:
+    """The runs that a folder of one recipe holds, one a seed; any other place is one run."""
+    if place.folder is None:
+        return (place,)
+    folders = sorted((file.parent for file in place.folder.glob(f"seed-*/{paths.PARAMS.name}")), key=_by_number)
+    return tuple(Place(folder.as_posix(), None, folder) for folder in folders) or (place,)
+
+
+def _by_number(folder: Path) -> tuple[int, str]:
+    return (len(folder.name), folder.name)
 
 
 def _stored(name: str) -> Place:

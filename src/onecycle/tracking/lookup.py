@@ -15,7 +15,7 @@ from onecycle import paths
 from onecycle.errors import UserError
 from onecycle.tracking import source
 from onecycle.tracking.errors import StoreError, guarded
-from onecycle.tracking.registry import VERSION_TAG
+from onecycle.tracking.registry import MD5_TAG, VERSION_TAG
 from onecycle.tracking.store import EXPERIMENT_PREFIX, check_not_moved, existing_client, experiments
 
 if TYPE_CHECKING:
@@ -79,6 +79,16 @@ class StoredRow:
                 if artifact.as_posix() not in {file.path for file in listed}:
                     return None
                 return Path(self.client.download_artifacts(self.run_id, artifact.as_posix(), folder)).read_bytes()
+        except StoreError as error:
+            raise _unasked(error) from None
+
+    def model_md5(self) -> str | None:
+        """Of the model file that `version` was made from. Raises `UserError` as `read`."""
+        if self.version is None:
+            return None
+        try:
+            with guarded():
+                return self.client.get_model_version(*self.version).tags.get(MD5_TAG)
         except StoreError as error:
             raise _unasked(error) from None
 

@@ -1,9 +1,9 @@
-"""How long trainings took. Only rows know: nothing that DVC hashes holds a time."""
+"""How long trainings took, and on what machine. Only rows know: nothing that DVC hashes holds a time or a host."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from onecycle.tracking.errors import guarded
 from onecycle.tracking.journal import all_journals
@@ -18,10 +18,19 @@ EPOCH_SECONDS = "train/epoch_seconds"
 EPOCHS = "train/epochs"
 
 
-def training_seconds() -> dict[str, float]:
-    """MD5 of a models/model.pt → seconds that the epochs of its training took, validation and checkpoints included.
+class Training(NamedTuple):
+    """One training, from its first epoch to its last, as its row tells it."""
 
-    A training that was interrupted is left out: its epochs are in several rows.
+    seconds: float
+    """That its epochs took, validation and checkpoints included."""
+    tags: Mapping[str, str]
+    """Of the row: device, machine, versions, commit."""
+
+
+def trainings() -> dict[str, Training]:
+    """MD5 of a models/model.pt → how it was trained.
+
+    A training that was interrupted is left out: its epochs are in several rows, perhaps of several machines.
 
     Raises:
         StoreError: the store cannot be asked.
@@ -29,9 +38,9 @@ def training_seconds() -> dict[str, float]:
     return _in_journals() | _in_store()
 
 
-def _in_journals() -> dict[str, float]:
+def _in_journals() -> dict[str, Training]:
     """Of rows that wait to be sent."""
-    found: dict[str, float] = {}
+    found: dict[str, Training] = {}
     for journal in all_journals():
         summary = Summary.of(journal)
         epochs = {
@@ -40,32 +49,32 @@ def _in_journals() -> dict[str, float]:
             if entry["event"] == "metrics" and EPOCH_SECONDS in entry["values"]
         }
         if summary.model and _whole(epochs, summary.metrics):
-            found[summary.model.md5] = sum(epochs.values())
+            found[summary.model.md5] = Training(sum(epochs.values()), summary.tags)
     return found
 
 
-def _in_store() -> dict[str, float]:
+def _in_store() -> dict[str, Training]:
     if missing_file():
         return {}
-    found: dict[str, float] = {}
+    found: dict[str, Training] = {}
     for name, _ in experiments():
         found |= _of(connect(name))
     return found
 
 
-def _of(store: Store) -> dict[str, float]:
+def _of(store: Store) -> dict[str, Training]:
     with guarded():
         versions = store.client.search_model_versions(f"name = '{store.name}'")
         models = {f"{store.name}/{version.version}": version.tags.get(MD5_TAG) for version in versions}
         trained = store.client.search_runs([store.experiment_id], f"metrics.`{EPOCH_SECONDS}` > 0")
-        found: dict[str, float] = {}
+        found: dict[str, Training] = {}
         for run in trained:
             md5 = models.get(run.data.tags.get(VERSION_TAG, ""))
             epochs = {
                 point.step: point.value for point in store.client.get_metric_history(run.info.run_id, EPOCH_SECONDS)
             }
             if md5 and _whole(epochs, run.data.metrics):
-                found[md5] = sum(epochs.values())
+                found[md5] = Training(sum(epochs.values()), run.data.tags)
     return found
 
 

@@ -1,0 +1,222 @@
+"""What each command of `onecycle` does. What it needs is imported by it, so that every one starts fast."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from onecycle import paths
+from onecycle.errors import UserError
+
+
+def demo(_options: argparse.Namespace) -> None:
+    from onecycle import demo
+
+    demo.main()
+
+
+def ui(options: argparse.Namespace) -> None:
+    from onecycle.tracking.ui import serve
+
+    serve(options.port)
+
+
+def sync(options: argparse.Namespace) -> None:
+    from onecycle.tracking.relocate import relocate
+    from onecycle.tracking.sync import sync
+
+    if options.relocate:
+        print(f"{relocate()} addresses mended")
+    for line in sync():
+        print(line)
+    if options.from_git:
+        from onecycle.tracking.rebuild import rebuild
+
+        for line in rebuild():
+            print(line)
+
+
+def predict(options: argparse.Namespace) -> int:
+    import json
+
+    from onecycle import predict, tables
+
+    files = predict.image_files(options.images)
+    if options.model.startswith("models:"):
+        from onecycle.tracking.loading import registered_model
+
+        model = registered_model(options.model)
+    else:
+        model = predict.workspace_model(Path(options.model))
+    predictions = predict.predict(model, files)
+    if options.json:
+        print(json.dumps(predict.document(predictions), indent=2))
+    else:
+        tables.show(predict.page(model, predictions))
+    refused = [prediction.refused for prediction in predictions if prediction.refused]
+    for sentence in refused:
+        print(f"error: {sentence}", file=sys.stderr)
+    return 2 if refused else 0
+
+
+def replicate(options: argparse.Namespace) -> int:
+    from onecycle.params import flatten, load
+    from onecycle.replicate import replicate
+
+    return replicate(options.n, options.jobs, flatten(load(paths.PARAMS)))
+
+
+def summary(options: argparse.Namespace) -> None:
+    import json
+
+    if options.readme:
+        from onecycle import readme
+
+        print(readme.rewrite())
+        return
+    from onecycle import summary, tables
+    from onecycle.executions import executions
+
+    found = executions()
+    groups = summary.groups(found.executions)
+    if options.picture:
+        summary.write_picture(groups, Path(options.picture))
+    if options.json:
+        print(json.dumps(summary.document(groups, found.left_out), indent=2))
+        return
+    page = summary.page(groups, found.left_out)
+    if options.markdown:
+        print(tables.markdown(page), end="")
+    else:
+        tables.show(page)
+
+
+def record(options: argparse.Namespace) -> None:
+    from onecycle import readme, reference
+
+    print(reference.record(options.name, options.recipe))
+    print(readme.rewrite())
+
+
+def compare(options: argparse.Namespace) -> None:
+    if len(options.sides) < 2:
+        raise UserError("compare takes two runs or more; try `onecycle compare HEAD workspace`")
+    import json
+
+    from onecycle import compare, tables
+    from onecycle.results import read_side
+
+    first, *others = (read_side(names) for names in options.sides)
+    comparisons = [compare.compare(first, other) for other in others]
+    if options.pictures:
+        from onecycle.report import disagreements
+
+        disagreements.write(Path(options.pictures), comparisons, first, others)
+    if options.json:
+        print(json.dumps([compare.document(comparison) for comparison in comparisons], indent=2))
+        return
+    for comparison in comparisons:
+        page = compare.page(comparison)
+        if options.markdown:
+            print(tables.markdown(page))
+        else:
+            tables.show(page)
+
+
+def gate(options: argparse.Namespace) -> int:
+    import json
+
+    from onecycle import gate, tables
+    from onecycle.params import load
+    from onecycle.results import Results, read_side
+    from onecycle.revisions import AbsentError
+
+    limits = load(paths.PARAMS).gate
+    candidate = read_side(options.candidate)
+    if options.promote and len(candidate) > 1:
+        raise UserError("--promote makes one model the champion; give one run as --candidate")
+    baseline: tuple[Results, ...] = ()
+    try:
+        baseline = read_side(options.baseline)
+    except AbsentError as absent:
+        if not options.allow_no_baseline:
+            raise UserError(f"{absent}; or pass --allow-no-baseline, and only the floor judges") from None
+    judgement = gate.judge(baseline, candidate, limits)
+    if options.json:
+        print(json.dumps(gate.document(judgement, limits, options.strict), indent=2))
+    else:
+        print(tables.markdown(gate.page(judgement, limits)), end="")
+    if options.promote:
+        done = f"Not promoted: the verdict is {judgement.verdict}."
+        if judgement.verdict == "pass":
+            from onecycle.tracking.champion import promote
+
+            [run] = candidate
+            judged = baseline[0].place if len(baseline) == 1 else None
+            done = promote(run.place, run.params.get("data.dataset", ""), options.baseline, judged)
+        print(done, file=sys.stderr if options.json else sys.stdout)
+    return judgement.exit_code(options.strict)
+
+
+def check_lock(options: argparse.Namespace) -> int:
+    from onecycle.lock_check import disagreements
+
+    found = list(disagreements())
+    failed = False
+    for one in found:
+        wrong = one.wrong or options.strict
+        failed = failed or wrong
+        print(f"{'error' if wrong else 'warning'}: {one.sentence}")
+    if not found:
+        print("dvc.lock agrees with dvc.yaml, params.yaml and the committed results")
+    return int(failed)
+
+
+def reproduce(options: argparse.Namespace) -> int:
+    import json
+
+    from onecycle import tables
+    from onecycle.reproduction import page, rerun
+    from onecycle.reproduction.agreement import DIFFERENT
+
+    wanted = rerun.Options(options.first, options.from_scratch, options.env)
+    done = rerun.reproduce(options.name, wanted)
+    if options.json:
+        print(json.dumps(page.document(done), indent=2))
+    else:
+        tables.show(page.page(done))
+    return int(done.agreement.verdict == DIFFERENT)
+
+
+def show(options: argparse.Namespace) -> None:
+    import json
+
+    from onecycle import show, tables
+
+    known = show.know(options.name)
+    if options.json:
+        print(json.dumps(show.document(known), indent=2))
+    else:
+        tables.show(show.page(known))
+
+
+def bench(options: argparse.Namespace) -> None:
+    import json
+
+    from onecycle import tables
+    from onecycle.bench import rounds, startup
+    from onecycle.params import load
+
+    file: Path | None = options.json
+    if file and not file.parent.is_dir():
+        raise UserError(f"--json: there is no folder {file.parent}; make it first")
+    if options.startup:
+        starts = startup.measure()
+        found, page = {"startup": starts}, startup.page(starts)
+    else:
+        figures = rounds.measure(load(paths.PARAMS), options.seconds)
+        found, page = figures, rounds.page(figures)
+    tables.show(page)
+    if file:
+        file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

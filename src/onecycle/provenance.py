@@ -1,0 +1,156 @@
+"""Where a run's figures come from: the MD5 of what it wrote and of the code that did, the machine it was trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onecycle import paths
+from onecycle.errors import UserError
+from onecycle.revisions import Place
+from onecycle.tracking import yaml_values
+from onecycle.tracking.filling import model_read_by
+from onecycle.tracking.freshness import Lock, parse_lock, recorded_params
+
+if TYPE_CHECKING:
+    from onecycle.tracking.times import Training
+
+HASHES = Path("hashes.json")
+ENVIRONMENT = Path("environment.json")
+"""Beside the params.yaml of a reference run, which has no dvc.lock and no row."""
+
+NO_CODE = "report"
+"""The stage whose code changes no figure."""
+
+_TAGS = {
+    "device": "device",
+    "processor": "hardware.cpu",
+    "cores": "hardware.cores",
+    "memory_gib": "hardware.memory_gib",
+    "system": "os",
+    "commit": "git.commit",
+    "changed": "git.changed",
+}
+"""Field of an environment → tag of a row. Not the host's name, which is nobody else's business."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What dvc.lock records of a run: MD5 by path."""
+
+    outputs: Mapping[str, str] = field(default_factory=dict)
+    code: Mapping[str, str] = field(default_factory=dict)
+    """Of what computed the figures."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """That its stages ran with; dotted keys."""
+
+    @property
+    def model(self) -> str | None:
+        """The MD5 of the model that was evaluated."""
+        return self.outputs.get(paths.MODEL.as_posix())
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a model was trained on and from; None for what no row tells."""
+
+    device: str | None = None
+    """With the precision: "NVIDIA H100 80GB HBM3, bfloat16" or "cpu, float32"."""
+    processor: str | None = None
+    cores: str | None = None
+    memory_gib: str | None = None
+    system: str | None = None
+    commit: str | None = None
+    changed: str | None = None
+    """Files that were not as in that commit."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    training_seconds: float | None = None
+
+    @property
+    def hardware(self) -> str | None:
+        """In a few words; of a training on a CPU, the CPU's name."""
+        name, _, precision = (self.device or "").partition(", ")
+        if name != "cpu":
+            return self.device
+        return f"{self.processor or name}, {self.cores or '?'} cores, {precision}"
+
+
+def recorded(place: Place) -> Recorded:
+    """By the run's dvc.lock, else by its hashes.json; of a row, only the model's MD5.
+
+    Raises:
+        UserError: what there is cannot be read.
+    """
+    lock = _lock(place)
+    if lock:
+        outputs = {out["path"]: str(out.get("md5")) for entry in lock.values() for out in entry.get("outs", ())}
+        evaluated = model_read_by("evaluate", lock)
+        code = {
+            dep["path"]: str(dep.get("md5"))
+            for stage, entry in lock.items()
+            for dep in entry.get("deps", ())
+            if stage != NO_CODE and dep["path"].startswith(("src/", "stages/"))
+        }
+        known = outputs | ({paths.MODEL.as_posix(): evaluated} if evaluated else {})
+        return Recorded(known, code, recorded_params(lock))
+    if place.row is not None:
+        md5 = place.row.model_md5()
+        return Recorded({paths.MODEL.as_posix(): md5} if md5 else {})
+    return Recorded(**_json(place, HASHES, ("outputs", "code")))
+
+
+def environment(place: Place, model: str | None, trainings: Mapping[str, Training]) -> Environment:
+    """By the row that trained the run's model (its MD5), else by its environment.json, else unknown.
+
+    Raises:
+        UserError: what there is cannot be read.
+    """
+    training = trainings.get(model or "")
+    if training is None:
+        return Environment(**_json(place, ENVIRONMENT, tuple(Environment.__dataclass_fields__)))
+    versions = {
+        name.removeprefix("version."): value for name, value in training.tags.items() if name.startswith("version.")
+    }
+    fields: dict[str, Any] = {name: training.tags.get(tag) for name, tag in _TAGS.items()}
+    return Environment(**fields, versions=dict(sorted(versions.items())), training_seconds=round(training.seconds, 1))
+
+
+def check_current(params: Mapping[str, Any], made: Recorded) -> None:
+    """Refuse results of other params than those beside them: params.yaml was edited since.
+
+    Raises:
+        UserError: it was.
+    """
+    for key, value in made.params.items():
+        now = params.get(key)
+        if params and not yaml_values.same(now, value):
+            raise UserError(
+                f"params.yaml says {key}: {yaml_values.spelled(now)}, its results are of {yaml_values.spelled(value)}; "
+                "run `dvc repro`"
+            )
+
+
+def _lock(place: Place) -> Lock:
+    try:
+        return parse_lock(place.read(paths.DVC_LOCK) or b"")
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{place.of(paths.DVC_LOCK)}: {error}") from None
+
+
+def _json(place: Place, path: Path, fields: tuple[str, ...]) -> dict[str, Any]:
+    """The fields of a file beside a run's params.yaml; none where there is no such file, as in a workspace."""
+    content = None if place.folder in (None, Path()) else place.read(path)
+    if content is None:
+        return {}
+    try:
+        tree = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place.of(path)} is not valid JSON: {error}") from None
+    if not isinstance(tree, dict) or not set(tree) <= set(fields):
+        raise UserError(f"{place.of(path)} must hold nothing but {', '.join(fields)}")
+    return tree

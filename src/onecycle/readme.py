@@ -1,0 +1,81 @@
+"""The README's table of recipes: made from results/reference, so that no figure in it is typed by hand.
+
+onecycle summary --readme
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from onecycle import paths, provenance
+from onecycle.errors import UserError
+from onecycle.recipe import recipe_differing
+from onecycle.reference import recipes
+from onecycle.results import read
+from onecycle.revisions import REFERENCE, Place
+from onecycle.stats_tests import mean_of_runs
+from onecycle.summary import ABSENT, duration, spread
+from onecycle.tracking import yaml_values
+from onecycle.tracking.yaml_values import spelled
+
+README = Path("README.md")
+BEGIN = "<!-- from results/reference, by `onecycle summary --readme` -->"
+END = "<!-- end of the table -->"
+NONE = "No reference run is recorded yet; `onecycle record` will fill the table that belongs here."
+COLUMNS = ("recipe", "n", "test accuracy", "training", "hardware", "command")
+
+
+def rewrite() -> str:
+    """Put the table between its marks in README.md; what is to be said of it.
+
+    Raises:
+        UserError: the README has no such marks, or a reference run cannot be read.
+    """
+    text = README.read_text(encoding="utf-8") if README.exists() else ""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UserError(f"{README} lacks the lines `{BEGIN}` and `{END}`, between which the table goes")
+    new = f"{before}{BEGIN}\n{table()}{END}{after}"
+    if new == text:
+        return f"{README}: its table is up to date"
+    README.write_text(new, encoding="utf-8")
+    return f"{README}: its table is new; commit it with {REFERENCE}"
+
+
+def table() -> str:
+    """Markdown: a line a recipe, mean ± standard deviation over its seeds.
+
+    Raises:
+        UserError: a reference run cannot be read.
+    """
+    here = yaml_values.flat(yaml_values.load(paths.PARAMS.read_bytes()))
+    lines = [_cells(recipe, runs, here) for recipe, runs in recipes().items()]
+    if not lines:
+        return f"{NONE}\n"
+    marks = ("---", "---:", "---:", "---:", "---", "---")
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (COLUMNS, marks, *lines))
+
+
+def _cells(recipe: str, runs: Sequence[Place], here: Mapping[str, Any]) -> Iterator[str]:
+    results = [read(place) for place in runs]
+    trained = [provenance.environment(place, None, {}) for place in runs]
+    seconds = [one.training_seconds for one in trained if one.training_seconds is not None]
+    yield f"[{recipe}]({(REFERENCE / recipe).as_posix()})"
+    yield str(len(runs))
+    yield spread(mean_of_runs([run.metrics["accuracy"] for run in results]))
+    yield duration(fmean(seconds) if seconds else None)
+    yield "; ".join(dict.fromkeys(one.hardware or ABSENT for one in trained))
+    yield _command(results[0].params, here)
+
+
+def _command(params: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """What runs a recipe with the params.yaml that is here; none where that has other knobs than the recipe had."""
+    changed = recipe_differing(here, params)
+    if any(key not in here or key not in params for key in changed):
+        return ABSENT
+    overrides = "".join(f" -S {key}={spelled(params[key])}" for key in changed)
+    return f"`dvc exp run{overrides}`" if overrides else "`dvc repro`"

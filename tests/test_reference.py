@@ -1,0 +1,311 @@
+"""`onecycle record`: what is kept of a run, from wherever it is; what is refused; the README's table of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REPO, Run, command, set_params
+from crafted_run import commit, edit_metrics, errors, repository, write_run
+from mlflow import MlflowClient
+
+from onecycle import params, paths, readme, reference
+from onecycle.executions import executions
+from onecycle.results import read_side
+from onecycle.revisions import find
+from onecycle.tracking.freshness import read_lock
+from onecycle.tracking.journal import Journal, root
+from onecycle.tracking.rebuild import _references
+
+KEPT = {
+    "params.yaml",
+    "evaluate/metrics.json",
+    "evaluate/per_class.csv",
+    "evaluate/predictions.parquet",
+    "train/history.csv",
+    "train/metrics.json",
+    "lr_range/suggestion.json",
+    "environment.json",
+    "hashes.json",
+}
+MARKS = f"# A title\n\n{readme.BEGIN}\n{readme.END}\n\nThe rest.\n"
+TAGS = {
+    "device": "cpu, bfloat16",
+    "hardware.cpu": "Some CPU",
+    "hardware.cores": "2",
+    "hardware.host": "somebody's",
+    "git.commit": "c0ffee",
+    "version.torch": "2.15.0",
+}
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def made(folder: Path, seed: int = 0, wrong: int = 600, **values: Any) -> None:
+    """A whole run's small results in a workspace, with the dvc.lock that records them."""
+    write_run(folder, errors(375, wrong - 375, 300 * seed))
+    set_params(folder, {"seed": seed, **values})
+    for path, text in (
+        (paths.TRAIN_METRICS, '{"epochs": 2}\n'),
+        (paths.HISTORY, "epoch,train_loss\n1,1.5\n2,0.5\n"),
+        (paths.LR_RANGE_SUGGESTION, '{"accepted": true}\n'),
+    ):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text, encoding="utf-8")
+    outs = [{"path": path.as_posix(), "md5": md5((folder / path).read_bytes())} for path in reference.FILES]
+    deps = [
+        {"path": "models/model.pt", "md5": f"model-{seed}"},
+        {"path": "src/onecycle/training.py", "md5": "code"},
+    ]
+    evaluate = {"deps": deps, "params": {"params.yaml": {"seed": seed}}, "outs": outs}
+    (folder / paths.DVC_LOCK).write_text(json.dumps({"schema": "2.0", "stages": {"evaluate": evaluate}}))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with a run of seed 0 in the workspace and in HEAD."""
+    folder = repository(tmp_path / "repo")
+    (folder / ".dvc").mkdir()
+    (folder / ".gitignore").write_text(".state/\n", encoding="utf-8")
+    (folder / "README.md").write_text(MARKS, encoding="utf-8")
+    made(folder)
+    commit(folder, "results")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def row(seed: int, epochs: int = 2) -> None:
+    """A row, still to be sent, whose training had two epochs, of which it saw `epochs`."""
+    journal = Journal(root() / f"host-{seed}")
+    process = {"host": "elsewhere", "pid": 1, "started": 0.0}
+    opened = {"row": f"{seed}", "params": {}, "process": process, "execution": {"process": process}, "workspace": ""}
+    journal.append("open", stage="train", **opened)
+    journal.append("tags", stage="train", values=TAGS)
+    for epoch in range(1, epochs + 1):
+        journal.append("metrics", stage="train", values={"train/epoch_seconds": 90.25}, step=epoch)
+    journal.append("metrics", stage="train", values={"train/epochs": 2.0}, step=None)
+    journal.append("model", stage="evaluate", model={"md5": f"model-{seed}", "file": None, "pictures": None})
+
+
+def kept(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON file of a reference run."""
+    document = json.loads((folder / "results/reference" / name).read_text(encoding="utf-8"))
+    assert isinstance(document, dict)
+    return document
+
+
+def test_what_is_kept_of_a_run(folder: Path, onecycle: Run) -> None:
+    row(0)
+    code, said, _ = onecycle(folder, "record", "workspace", "--recipe", "exercise")
+    assert code == 0
+    assert said.splitlines() == [
+        "results/reference/exercise/seed-0: test accuracy 94.00 %, trained in 180 s on Some CPU, 2 cores, bfloat16",
+        "README.md: its table is new; commit it with results/reference",
+    ]
+    run = folder / "results/reference/exercise/seed-0"
+    assert {file.relative_to(run).as_posix() for file in run.rglob("*") if file.is_file()} == KEPT
+    for path in reference.FILES:
+        assert (run / path.relative_to("results")).read_bytes() == (folder / path).read_bytes()
+        assert (run / path.relative_to("results")).stat().st_size <= 65_536
+    assert (run / "params.yaml").read_bytes() == (folder / "params.yaml").read_bytes()
+    hashes = kept(folder, "exercise/seed-0/hashes.json")
+    assert hashes["outputs"]["results/train/history.csv"] == md5((folder / paths.HISTORY).read_bytes())
+    assert hashes["outputs"]["models/model.pt"] == "model-0"
+    assert hashes["code"] == {"src/onecycle/training.py": "code"}
+    environment = kept(folder, "exercise/seed-0/environment.json")
+    assert environment["versions"] == {"torch": "2.15.0"}
+    assert (environment["device"], environment["training_seconds"]) == ("cpu, bfloat16", 180.5)
+    assert "somebody" not in json.dumps(environment)
+
+
+def test_every_reader_of_results_finds_it(folder: Path, onecycle: Run) -> None:
+    for seed, wrong in enumerate((600, 612, 630)):
+        made(folder, seed, wrong)
+        row(seed)
+        onecycle(folder, "record", "workspace", "--recipe", "exercise")
+        made(folder, seed, wrong - 60, epochs=30)
+        onecycle(folder, "record", "workspace", "--recipe", "longer")
+    shutil.rmtree(folder / ".state")
+    command(folder, "git", "checkout", "-q", ".")
+    commit(folder, "references")
+    for name in ("exercise/seed-1", "results/reference/exercise/seed-1"):
+        assert find(name).folder is not None
+    for name in ("exercise", "results/reference/exercise"):
+        assert [run.params["seed"] for run in read_side(name)] == [0, 1, 2]
+    found = executions()
+    assert found.left_out == {}
+    [first] = [one for one in found.executions if "results/reference/exercise/seed-0" in one.names]
+    assert first.names == ("workspace", "HEAD", "results/reference/exercise/seed-0")
+    [second] = [one for one in found.executions if "results/reference/exercise/seed-1" in one.names]
+    assert (second.seconds, second.code) == (180.5, frozenset({("src/onecycle/training.py", "code")}))
+    code, said, _ = onecycle(folder, "compare", "exercise", "longer", "--json")
+    assert code == 0
+    [comparison] = json.loads(said)
+    assert (comparison["params"], comparison["verdict"]) == ({"epochs": ["24", "30"]}, "better")
+    assert {past.place.name for past in _references()} == {
+        f"{recipe}/seed-{seed}" for recipe in ("exercise", "longer") for seed in range(3)
+    }
+
+
+def test_without_a_row_time_and_hardware_are_unknown_and_what_was_known_stays(folder: Path, onecycle: Run) -> None:
+    row(0, epochs=1)  # the rest of its training is in another row, perhaps of another machine
+    _, said, _ = onecycle(folder, "record", "HEAD", "--recipe", "exercise")
+    assert "time and hardware unknown: no row in MLflow has the whole of its training" in said
+    environment = kept(folder, "exercise/seed-0/environment.json")
+    assert environment.pop("versions") == {}
+    assert set(environment.values()) == {None}
+    row(0)
+    onecycle(folder, "record", "HEAD", "--recipe", "exercise")
+    assert kept(folder, "exercise/seed-0/environment.json")["training_seconds"] == 180.5
+    shutil.rmtree(folder / ".state")
+    _, said, _ = onecycle(folder, "record", "HEAD", "--recipe", "exercise")
+    assert "trained in 180 s on Some CPU" in said and "README.md: its table is up to date" in said
+    assert kept(folder, "exercise/seed-0/environment.json")["training_seconds"] == 180.5
+
+
+def _absent(folder: Path) -> None:
+    shutil.rmtree(folder / paths.EVALUATE)
+
+
+def _partial(folder: Path) -> None:
+    (folder / paths.HISTORY).unlink()
+
+
+def _edited(folder: Path) -> None:
+    (folder / paths.HISTORY).write_text("epoch,train_loss\n1,0.1\n", encoding="utf-8")
+
+
+def _other_seed(folder: Path) -> None:
+    set_params(folder, {"seed": 7})
+
+
+def _no_params(folder: Path) -> None:
+    (folder / paths.PARAMS).unlink()
+
+
+def _other_run(folder: Path) -> None:
+    made(folder, 0, 640)
+
+
+def _other_recipe(folder: Path) -> None:
+    made(folder, 1, 640, **{"optimizer.name": "sgd"})
+
+
+def _other_data(folder: Path) -> None:
+    made(folder, 1, 640)
+    edit_metrics(folder, dataset_digest="d2")
+
+
+def _large(folder: Path) -> None:
+    (folder / paths.HISTORY).write_text("x" * 65_537, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_absent, "results/evaluate/metrics.json is missing; run `dvc repro`"),
+        (_partial, "results/train/history.csv is missing; run `dvc repro`"),
+        (_edited, "results/train/history.csv is not what dvc.lock records; run `dvc repro`"),
+        (_other_seed, "params.yaml says seed: 7, its results are of 0; run `dvc repro`"),
+        (_no_params, "params.yaml of workspace has no seed"),
+        (_other_run, "exercise/seed-0 is another run of that seed; keep it, or"),
+        (
+            _other_recipe,
+            "another recipe: optimizer.name is adam there and sgd in workspace; give another --recipe",
+        ),
+        (_other_data, "results/reference/exercise/seed-0 was tested on another data set than workspace"),
+        (_large, "results/train/history.csv has 65,537 bytes; a reference takes up to 65,536 a file"),
+    ],
+)
+def test_what_is_refused_leaves_what_is_there(folder: Path, onecycle: Run, change: Any, words: str) -> None:
+    onecycle(folder, "record", "workspace", "--recipe", "exercise")
+    before = {file: file.read_bytes() for file in (folder / "results/reference").rglob("*") if file.is_file()}
+    change(folder)
+    code, _, said = onecycle(folder, "record", "workspace", "--recipe", "exercise")
+    assert code == 2 and words in said, said
+    assert {file: file.read_bytes() for file in (folder / "results/reference").rglob("*") if file.is_file()} == before
+    assert list((folder / ".state").glob("recording-*")) == []
+
+
+@pytest.mark.parametrize("recipe", ["../evaluate", "Page", "", "a/b"])
+def test_a_recipe_is_one_folder(folder: Path, onecycle: Run, recipe: str) -> None:
+    code, _, said = onecycle(folder, "record", "workspace", "--recipe", recipe)
+    assert code == 2 and "--recipe must be lower-case letters" in said
+    assert not (folder / "results/reference").exists()
+
+
+def test_the_table_of_recipes(folder: Path, onecycle: Run) -> None:
+    assert readme.rewrite().startswith("README.md: its table is new")
+    assert (folder / "README.md").read_text(encoding="utf-8") == MARKS.replace(
+        readme.END, f"{readme.NONE}\n{readme.END}"
+    )
+    for seed, wrong in enumerate((600, 620)):
+        made(folder, seed, wrong)
+        row(seed)
+        onecycle(folder, "record", "workspace", "--recipe", "exercise")
+    made(folder, 4, 550, **{"data.validation_fraction": 0, "optimizer.name": "sgd"})
+    onecycle(folder, "record", "workspace", "--recipe", "page")
+    command(folder, "git", "checkout", "-q", "params.yaml")
+    code, said, _ = onecycle(folder, "summary", "--readme")
+    assert (code, said) == (0, "README.md: its table is new; commit it with results/reference\n")
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    before, _, rest = text.partition(f"{readme.BEGIN}\n")
+    between, _, after = rest.partition(readme.END)
+    assert (before, after) == ("# A title\n\n", "\n\nThe rest.\n")
+    assert between.splitlines() == [
+        "| recipe | n | test accuracy | training | hardware | command |",
+        "| --- | ---: | ---: | ---: | --- | --- |",
+        "| [exercise](results/reference/exercise) | 2 | 93.90 ± 0.14 % | 3 min | "
+        "Some CPU, 2 cores, bfloat16 | `dvc repro` |",
+        "| [page](results/reference/page) | 1 | 94.50 % | – | – | "
+        "`dvc exp run -S data.validation_fraction=0 -S optimizer.name=sgd` |",
+    ]
+    assert readme.rewrite() == "README.md: its table is up to date"
+
+
+def test_a_recipe_of_other_knobs_has_no_command(folder: Path, onecycle: Run) -> None:
+    onecycle(folder, "record", "workspace", "--recipe", "exercise")
+    text = (folder / "params.yaml").read_text(encoding="utf-8")
+    (folder / "params.yaml").write_text(f"a_new_knob: 1\n{text}", encoding="utf-8")
+    assert readme.table().splitlines()[-1].endswith("| – | – | – |")
+
+
+def test_a_readme_without_a_place_for_it(folder: Path, onecycle: Run) -> None:
+    (folder / "README.md").write_text("# A title\n", encoding="utf-8")
+    code, _, said = onecycle(folder, "summary", "--readme")
+    assert code == 2 and "README.md lacks the lines" in said
+
+
+def test_the_readme_here_says_what_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPO)
+    _, begin, rest = readme.README.read_text(encoding="utf-8").partition(f"{readme.BEGIN}\n")
+    between, end, _ = rest.partition(readme.END)
+    assert begin and end
+    assert between == readme.table(), "run `onecycle summary --readme`"
+
+
+def test_a_real_run_by_its_row_and_from_the_workspace(pipeline: Path, tmp_path: Path, onecycle: Run) -> None:
+    folder = tmp_path / "repo"
+    shutil.copytree(pipeline, folder, symlinks=True)
+    command(folder, "onecycle", "sync", "--relocate")
+    [run] = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_runs(["1"])
+    said = command(folder, "onecycle", "record", run.info.run_id, "--recipe", "digits").stdout
+    assert re.search(r"trained in \d+ s on .+, \d+ cores, float32", said), said
+    target = folder / "results/reference/digits/seed-0"
+    assert params.load(target / "params.yaml") == params.load(folder / "params.yaml")
+    of_the_row = kept(folder, "digits/seed-0/hashes.json")["outputs"]
+    said = command(folder, "onecycle", "record", "HEAD", "--recipe", "digits").stdout  # the same run, by another name
+    assert re.search(r"trained in \d+ s on .+, \d+ cores, float32", said), said
+    lock = {out["path"]: out["md5"] for stage in read_lock(folder).values() for out in stage["outs"]}
+    of_the_lock = kept(folder, "digits/seed-0/hashes.json")["outputs"]
+    assert of_the_lock == lock
+    assert of_the_row == {path: lock[path] for path in of_the_row} and "models/model.pt" in of_the_row
+    for file in target.rglob("*"):
+        assert file.is_dir() or file.stat().st_size <= 65_536
