@@ -123,6 +123,8 @@ def test_one_changed_line_of_code_is_different_and_named(tracked: Tracked) -> No
     assert found["ran"] == ["evaluate", "report"]
     assert found["metrics"]["evaluate.wrong"]["now"] == found["metrics"]["evaluate.wrong"]["recorded"] + 1
     assert found["weights"]["differing"] == 0
+    assert (found["predictions"], len(found["notes"])) == (None, 1)  # not to be believed, beside such metrics
+    assert re.search(r"wrong is \d+, but predictions.parquet beside it gives \d+", found["notes"][0])
     first, again = tracked.rows()
     assert first.tags["reproduced.verdict"] == again.tags["reproduction.verdict"] == "different"
     said = command(tracked.root, "onecycle", "show", again.run_id).stdout
