@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, Signals
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import psutil
@@ -37,6 +38,14 @@ PAUSE_SECONDS = (3.0, 20.0)
 """Between two kills, drawn evenly."""
 VICTIMS = {"stages.": "stage", "exec-run": "dvc", "onecycle.tracking.sender": "sender"}
 """A word in the command line of those that may be killed, and what they are called here."""
+ARTIFACTS = {
+    "stats": "stats.json",
+    "lr_range": "curve.csv",
+    "train": "history.csv",
+    "evaluate": "metrics.json",
+    "report": "index.html",
+}
+"""A file of each stage that a row has."""
 TEMPORARY = re.compile(r"^\..+\.tmp$|\.tmp$|\.part$|-journal$")
 
 
@@ -98,11 +107,12 @@ def soak(workspace: Path, experiments: int, seed: int, deadline: float) -> list[
     print(f"{experiments} experiments in {time.monotonic() - started:.0f} s, {WORKERS} workers, seed {seed}")
     print(f"killed   {killed.total()}: {', '.join(f'{number} × {what}' for what, number in sorted(killed.items()))}")
     print(f"again    {again.total()} times, {len(again)} experiments")
-    print(f"rows     {len(rows)}: {dict(Counter(status for _, status, _ in rows))}")
+    print(f"rows     {len(rows)}: {dict(Counter(row.status for row in rows))}")
     print(f"hashes   {len(hashes)} claimed by committed locks")
     return [
         *(f"process {process.pid} is still there" for process in processes(workspace)),
-        *(f"the row of {name} is RUNNING" for name, status, _ in rows if status == "RUNNING"),
+        *(f"the row of {row.name} is RUNNING" for row in rows if row.status == "RUNNING"),
+        *missing_artifacts(rows),
         *without_whole_row(rows, set(names)),
         *missing_models(workspace),
         *integrity(workspace),
@@ -142,28 +152,43 @@ def kill_one(workspace: Path, chance: random.Random) -> Iterator[str]:
             yield f"{number.name} to {what}"
 
 
-def stored(workspace: Path) -> list[tuple[str, str, Path]]:
-    """(name, status, folder of artifacts) of each row."""
-    with closing(sqlite3.connect(workspace / "mlflow.db")) as store:
-        found = store.execute("SELECT name, status, artifact_uri FROM runs").fetchall()
-    return [(name, status, Path(unquote(urlsplit(uri).path))) for name, status, uri in found]
+class Row(NamedTuple):
+    """What the store says of an execution."""
+
+    name: str
+    status: str
+    stages: str
+    """Like "stats cached, train ran"."""
+    artifacts: Path
 
 
-def without_whole_row(rows: list[tuple[str, str, Path]], names: set[str]) -> Iterator[str]:
-    """Experiments of which no row went to its end with all that belongs to one. Attempts that failed have rows, too."""
-    wanted = (
-        "stats/stats.json",
-        "lr_range/curve.csv",
-        "train/history.csv",
-        "evaluate/metrics.json",
-        "report/index.html",
+def stored(workspace: Path) -> list[Row]:
+    """All rows."""
+    query = (
+        "SELECT name, status, coalesce(value, ''), artifact_uri FROM runs "
+        "LEFT JOIN tags ON tags.run_uuid = runs.run_uuid AND key = 'dvc.stages'"
     )
-    whole = {
-        name
-        for name, status, folder in rows
-        if status == "FINISHED" and all((folder / path).is_file() for path in wanted)
-    }
-    yield from (f"{name} has no whole row" for name in sorted(names - whole))
+    with closing(sqlite3.connect(workspace / "mlflow.db")) as store:
+        found = store.execute(query).fetchall()
+    return [Row(name, status, stages, Path(unquote(urlsplit(uri).path))) for name, status, stages, uri in found]
+
+
+def missing_artifacts(rows: list[Row]) -> Iterator[str]:
+    """Files that are not there of a stage that a row says it has, be it from an attempt that failed later."""
+    for row in rows:
+        for stage, file in ARTIFACTS.items():
+            if re.search(rf"\b{stage} (ran|cached)\b", row.stages) and not (row.artifacts / stage / file).is_file():
+                yield f"{stage}/{file} of {row.name} is not there, whose stages are: {row.stages}"
+
+
+def without_whole_row(rows: list[Row], names: set[str]) -> Iterator[str]:
+    """Experiments of which no row went to its end, and rows said to have done so that lack a stage."""
+    finished = [row for row in rows if row.status == "FINISHED"]
+    yield from (f"{name} has no row that finished" for name in sorted(names - {row.name for row in finished}))
+    for row in finished:
+        for stage in ARTIFACTS:
+            if not re.search(rf"\b{stage} (ran|cached)\b", row.stages):
+                yield f"a row of {row.name} is FINISHED without {stage}: {row.stages}"
 
 
 def missing_models(workspace: Path) -> Iterator[str]:

@@ -22,7 +22,10 @@ from tracked_workspace import REPO, Workspace, finish, forget_stores, wait_for
 
 from onecycle.errors import UserError
 from onecycle.stage import CRASHED
+from onecycle.tracking.collect import STAGES
 from onecycle.tracking.database import default_uri, prepare
+from onecycle.tracking.ending import cut_short
+from onecycle.tracking.execution import Execution, Process
 from onecycle.tracking.git import final_lock
 from onecycle.tracking.relocate import relocate
 from onecycle.tracking.sync import sync
@@ -397,6 +400,67 @@ def test_what_shows_only_at_the_end_of_a_command_is_added_then(workspace: Worksp
     assert row.metrics["test/accuracy"] == [(0, 0.5)]
     assert row.tags["dvc.lock"] == hashlib.sha256((workspace.root / "dvc.lock").read_bytes()).hexdigest()
     assert not workspace.journals
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "stages"),
+    [
+        (["repro", "--force"], "FAILED", "stats ran, lr_range cached, train not run, evaluate not run"),
+        (["repro", "stats"], "FINISHED", "stats ran, lr_range cached"),
+    ],
+)
+def test_a_command_that_ended_before_it_had_run_all_is_no_success(
+    workspace: Workspace, words: list[str], status: str, stages: str
+) -> None:
+    """Killed between two stages, say, or by one that could not even start: dvc.lock shows what it left."""
+    workspace.write("dvc", FAKE_DVC)
+    workspace.write("dvc.yaml", {"stages": {stage: {"frozen": stage == "report"} for stage in STAGES}})
+    made = {"stats.json": "1", "model.pt": "2"}
+    lock = {
+        "download": {},
+        "stats": {"outs": [{"path": "stats.json", "md5": made["stats.json"]}]},
+        "lr_range": {"deps": [{"path": "stats.json", "md5": made["stats.json"]}]},
+        "train": {"params": {"params.yaml": {"seed": 99}}, "outs": [{"path": "model.pt", "md5": made["model.pt"]}]},
+        "evaluate": {"deps": [{"path": "model.pt", "md5": "another"}]},
+    }
+    dvc = workspace.python("dvc", *words)
+    tell(dvc, one_stage("stats"))
+    workspace.write("dvc.lock", {"stages": lock})
+    finish(dvc)
+    wait_for(lambda: not workspace.journals)
+    [row] = workspace.rows()
+    assert (row.status, row.tags["dvc.stages"]) == (status, f"download cached, {stages}")
+    assert row.tags.get("error") == ("dvc ended before it ran train, evaluate" if status == "FAILED" else None)
+
+
+@pytest.mark.parametrize(
+    ("words", "all_of_it"),
+    [
+        ("dvc repro", True),
+        ("dvc repro --force -v", True),
+        ("dvc repro train", False),
+        ("dvc repro --dry", False),
+        ("dvc --cd elsewhere repro", False),
+        ("dvc unprotect", False),
+    ],
+)
+def test_a_command_that_names_no_stage_was_to_run_all(workspace: Workspace, words: str, all_of_it: bool) -> None:
+    assert cut_short(Execution(Process.current(), words), workspace.root) == all_of_it
+
+
+def test_an_experiment_came_to_its_end_when_dvc_has_made_a_commit_of_it(workspace: Workspace) -> None:
+    folder = workspace.root / ".dvc/tmp/exps/tmp1"
+    folder.mkdir(parents=True)
+    baseline = "ab" * 20
+    experiment = Execution(Process.current(), "dvc exp run --queue", "odd-name", baseline)
+    assert cut_short(experiment, folder) is None  # nothing is known as long as that is there
+    assert cut_short(experiment, workspace.root) is True
+    folder.rmdir()
+    assert cut_short(experiment, folder) is True
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "an experiment"]):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *command], check=True)
+    subprocess.run(["git", "update-ref", f"refs/exps/ab/{baseline[2:]}/odd-name", "HEAD"], check=True)
+    assert cut_short(experiment, folder) is False
 
 
 def test_the_lock_of_an_experiment_whose_folder_is_gone_is_read_from_its_commit(workspace: Workspace) -> None:

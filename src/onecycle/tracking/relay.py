@@ -96,8 +96,10 @@ class Relay:
             return True
         workspace = Path(summary.workspace)
         lock = final_lock(workspace, execution.experiment, execution.baseline)
-        # who comes later does not know whether that is still what the command left
-        undone = left_undone(lock, workspace, summary.stages, summary.params) if self._watched else []
+        left = self._watched or (
+            execution.experiment and not workspace.exists()
+        )  # else others may have been here since
+        undone = left_undone(lock, workspace, summary.stages, summary.params) if left else []
         cut = bool(undone) and cut_short(execution, workspace)
         if patient and (cut is None or not (lock or workspace.exists())):
             return False
