@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, Signals
+from threading import Event, Thread
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -34,7 +35,7 @@ from ruamel.yaml import YAML
 from test_queue import statuses
 
 WORKERS = 2
-PAUSE_SECONDS = (3.0, 20.0)
+PAUSE_SECONDS = (5.0, 35.0)
 """Between two kills, drawn evenly."""
 VICTIMS = {"stages.": "stage", "exec-run": "dvc", "onecycle.tracking.sender": "sender"}
 """A word in the command line of those that may be killed, and what they are called here."""
@@ -56,12 +57,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the kills (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=30, help="give up after (default: %(default)g)")
     options = parser.parse_args()
+    if options.experiments < 2:
+        parser.error("--experiments must be 2 or more")
     with tempfile.TemporaryDirectory(prefix="onecycle-soak-") as folder:
         workspace = Path(folder).resolve() / "repo"
+        deadline = time.monotonic() + 60 * options.minutes
         try:
-            problems = soak(workspace, options.experiments, options.seed, time.monotonic() + 60 * options.minutes)
+            problems = soak(workspace, options.experiments, random.Random(options.seed), deadline)
         finally:
-            for process in processes(workspace):
+            for process, _ in processes(workspace):
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
     for problem in problems:
@@ -69,48 +73,47 @@ def main() -> None:
     sys.exit(1 if problems else 0)
 
 
-def soak(workspace: Path, experiments: int, seed: int, deadline: float) -> list[str]:
+def soak(workspace: Path, experiments: int, chance: random.Random, deadline: float) -> list[str]:
     """Queue, kill, queue again until all have succeeded; what is wrong then, a line each."""
     started = time.monotonic()
     clone(workspace)
     command(workspace, "dvc", "repro")
     command(workspace, "git", "add", "-A")
     command(workspace, "git", "commit", "-qm", "results")
-    names = {f"soak-{number}": number for number in range(1, experiments + 1)}
-    for name, number in names.items():
-        queue(workspace, name, number)
+    names = {f"soak-{seed}": str(seed) for seed in range(1, experiments + 1)}
+    queue(workspace, "soak", ",".join(names.values()))  # one by one, each would take DVC as long
     killed, again = Counter[str](), Counter[str]()
-    chance = random.Random(seed)
-    kill_at = time.monotonic()
+    over = Event()
+    kills = (workspace, experiments, chance, killed, over)
+    Thread(target=kill_now_and_then, args=kills, daemon=True).start()
     states: dict[str, str] = {}
     while set(states.values()) != {"success"}:
         if time.monotonic() > deadline:
-            return [f"not done in time: {states}"]
+            over.set()
+            return [f"not done in time: {states}; killed: {dict(killed)}; again: {dict(again)}"]
         states = statuses(workspace, set(names))
         for name in [name for name, state in states.items() if state == "failed"]:
             command(workspace, "dvc", "queue", "remove", name)
             queue(workspace, name, names[name])
             again[name] += 1
-        working = sum("queue-worker" in " ".join(process.cmdline()) for process in processes(workspace))
+        working = sum("queue-worker" in line for _, line in processes(workspace))
         if "queued" in states.values() and working < WORKERS:
             command(workspace, "dvc", "queue", "start", "--jobs", str(WORKERS))
-        if killed.total() < experiments and time.monotonic() >= kill_at:
-            killed.update(kill_one(workspace, chance))
-            kill_at = time.monotonic() + chance.uniform(*PAUSE_SECONDS)
         time.sleep(3)  # asking DVC takes as long, and a processor
+    over.set()
     while processes(workspace) and time.monotonic() < deadline:  # senders and workers end by themselves
         time.sleep(1)
     command(workspace, "onecycle", "sync")
 
     hashes = list(cached(workspace))
     rows = stored(workspace)
-    print(f"{experiments} experiments in {time.monotonic() - started:.0f} s, {WORKERS} workers, seed {seed}")
+    print(f"{experiments} experiments in {time.monotonic() - started:.0f} s, {WORKERS} workers")
     print(f"killed   {killed.total()}: {', '.join(f'{number} × {what}' for what, number in sorted(killed.items()))}")
     print(f"again    {again.total()} times, {len(again)} experiments")
     print(f"rows     {len(rows)}: {dict(Counter(row.status for row in rows))}")
     print(f"hashes   {len(hashes)} claimed by committed locks")
     return [
-        *(f"process {process.pid} is still there" for process in processes(workspace)),
+        *(f"process {process.pid} is still there: {line}" for process, line in processes(workspace)),
         *(f"the row of {row.name} is RUNNING" for row in rows if row.status == "RUNNING"),
         *missing_artifacts(rows),
         *without_whole_row(rows, set(names)),
@@ -122,28 +125,31 @@ def soak(workspace: Path, experiments: int, seed: int, deadline: float) -> list[
     ]
 
 
-def queue(workspace: Path, name: str, seed: int) -> None:
-    """Queue an experiment: training, and what follows, with another seed."""
-    command(workspace, "dvc", "exp", "run", "--queue", "--name", name, "-S", f"seed={seed}")
+def queue(workspace: Path, name: str, seeds: str) -> None:
+    """Queue an experiment: training, and what follows, with another seed; with several, name-1 and so on."""
+    command(workspace, "dvc", "exp", "run", "--queue", "--name", name, "-S", f"seed={seeds}")
 
 
-def processes(workspace: Path) -> list[psutil.Process]:
-    """What runs in the workspace, or in an experiment's folder in it."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError):
-            if Path(process.cwd()).is_relative_to(workspace) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
+def processes(workspace: Path) -> list[tuple[psutil.Process, str]]:
+    """What runs in the workspace, or in an experiment's folder in it, and its command line."""
+    return [
+        (process, " ".join(process.info["cmdline"] or ()))
+        for process in psutil.process_iter(["cmdline", "cwd", "status"])
+        if process.info["status"] != psutil.STATUS_ZOMBIE and Path(process.info["cwd"] or "/").is_relative_to(workspace)
+    ]
+
+
+def kill_now_and_then(workspace: Path, times: int, chance: random.Random, killed: Counter[str], over: Event) -> None:
+    """Kill so many times, unless it is over before; `killed` counts them."""
+    while killed.total() < times and not over.wait(chance.uniform(*PAUSE_SECONDS)):
+        killed.update(kill_one(workspace, chance))
 
 
 def kill_one(workspace: Path, chance: random.Random) -> Iterator[str]:
     """Kill one of those that may be, if there is one; yields how and what."""
-    candidates = []
-    for process in processes(workspace):
-        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            line = " ".join(process.cmdline())
-            candidates += [(what, process) for word, what in VICTIMS.items() if word in line]
+    candidates = [
+        (what, process) for process, line in processes(workspace) for word, what in VICTIMS.items() if word in line
+    ]
     if candidates:
         what = chance.choice(sorted({what for what, _ in candidates}))
         number: Signals = chance.choice((SIGKILL, SIGTERM))
