@@ -5,7 +5,8 @@
 
 Stages, the `dvc` commands that run them and the senders of their rows get SIGKILL or SIGTERM at seeded random times, as
 many of them as there are experiments. DVC's own queue workers are left alone. An experiment that failed for it is
-queued again, as a person would, and must then go on from its checkpoint to its end.
+queued again, as a person would, and must then go on from its checkpoint to its end. On a machine too slow for all of
+them, those that have not begun in the first two thirds of the time are taken out of the queue.
 """
 
 from __future__ import annotations
@@ -55,15 +56,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiments", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the kills (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=30, help="give up after (default: %(default)g)")
+    parser.add_argument("--minutes", type=float, default=30, help="be done in (default: %(default)g)")
     options = parser.parse_args()
     if options.experiments < 2:
         parser.error("--experiments must be 2 or more")
     with tempfile.TemporaryDirectory(prefix="onecycle-soak-") as folder:
         workspace = Path(folder).resolve() / "repo"
-        deadline = time.monotonic() + 60 * options.minutes
         try:
-            problems = soak(workspace, options.experiments, random.Random(options.seed), deadline)
+            problems = soak(workspace, options.experiments, random.Random(options.seed), 60 * options.minutes)
         finally:
             for process, _ in processes(workspace):
                 with suppress(psutil.NoSuchProcess):
@@ -73,9 +73,10 @@ def main() -> None:
     sys.exit(1 if problems else 0)
 
 
-def soak(workspace: Path, experiments: int, chance: random.Random, deadline: float) -> list[str]:
+def soak(workspace: Path, experiments: int, chance: random.Random, seconds: float) -> list[str]:
     """Queue, kill, queue again until all have succeeded; what is wrong then, a line each."""
     started = time.monotonic()
+    begin_by, deadline = started + seconds * 2 / 3, started + seconds
     clone(workspace)
     command(workspace, "dvc", "repro")
     command(workspace, "git", "add", "-A")
@@ -84,7 +85,7 @@ def soak(workspace: Path, experiments: int, chance: random.Random, deadline: flo
     queue(workspace, "soak", ",".join(names.values()))  # one by one, each would take DVC as long
     killed, again = Counter[str](), Counter[str]()
     over = Event()
-    kills = (workspace, experiments, chance, killed, over)
+    kills = (workspace, experiments, chance, killed, begin_by, over)
     Thread(target=kill_now_and_then, args=kills, daemon=True).start()
     states: dict[str, str] = {}
     while set(states.values()) != {"success"}:
@@ -99,7 +100,13 @@ def soak(workspace: Path, experiments: int, chance: random.Random, deadline: flo
         working = sum("queue-worker" in line for _, line in processes(workspace))
         if "queued" in states.values() and working < WORKERS:
             command(workspace, "dvc", "queue", "start", "--jobs", str(WORKERS))
-        time.sleep(3)  # asking DVC takes as long, and a processor
+        late = [name for name, state in states.items() if state == "queued" and name not in again]
+        if late and time.monotonic() > begin_by:
+            command(workspace, "dvc", "queue", "remove", *late, check=False)  # refused when one has just begun
+            states = statuses(workspace, set(names))
+            states = {name: state for name, state in states.items() if state != "missing" or name not in late}
+            names = {name: seed for name, seed in names.items() if name in states}
+        time.sleep(10)  # asking DVC keeps a processor busy for seconds
     over.set()
     while processes(workspace) and time.monotonic() < deadline:  # senders and workers end by themselves
         time.sleep(1)
@@ -107,7 +114,7 @@ def soak(workspace: Path, experiments: int, chance: random.Random, deadline: flo
 
     hashes = list(cached(workspace))
     rows = stored(workspace)
-    print(f"{experiments} experiments in {time.monotonic() - started:.0f} s, {WORKERS} workers")
+    print(f"{len(names)} of {experiments} experiments in {time.monotonic() - started:.0f} s, {WORKERS} workers")
     print(f"killed   {killed.total()}: {', '.join(f'{number} × {what}' for what, number in sorted(killed.items()))}")
     print(f"again    {again.total()} times, {len(again)} experiments")
     print(f"rows     {len(rows)}: {dict(Counter(row.status for row in rows))}")
@@ -139,9 +146,11 @@ def processes(workspace: Path) -> list[tuple[psutil.Process, str]]:
     ]
 
 
-def kill_now_and_then(workspace: Path, times: int, chance: random.Random, killed: Counter[str], over: Event) -> None:
-    """Kill so many times, unless it is over before; `killed` counts them."""
-    while killed.total() < times and not over.wait(chance.uniform(*PAUSE_SECONDS)):
+def kill_now_and_then(
+    workspace: Path, times: int, chance: random.Random, killed: Counter[str], end: float, over: Event
+) -> None:
+    """Kill so many times, unless it is over before, or `end` is reached; `killed` counts them."""
+    while killed.total() < times and not over.wait(chance.uniform(*PAUSE_SECONDS)) and time.monotonic() < end:
         killed.update(kill_one(workspace, chance))
 
 
