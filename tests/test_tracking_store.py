@@ -22,12 +22,15 @@ from tracked_workspace import REPO, Workspace, finish, forget_stores, wait_for
 
 from onecycle.errors import UserError
 from onecycle.stage import CRASHED
+from onecycle.tracking import registry
 from onecycle.tracking.collect import STAGES
 from onecycle.tracking.database import default_uri, prepare
 from onecycle.tracking.ending import cut_short
 from onecycle.tracking.execution import Execution, Process
 from onecycle.tracking.git import final_lock
 from onecycle.tracking.relocate import relocate
+from onecycle.tracking.store import EXPERIMENT_PREFIX, connect
+from onecycle.tracking.summary import Model
 from onecycle.tracking.sync import sync
 
 JOURNAL = {"ONECYCLE_TRACKING": "journal"}
@@ -495,6 +498,28 @@ def test_a_moved_workspace_is_noticed_and_mended(
     assert len(rows) == 2
     assert (rows[0].artifacts / "stats/samples.png").read_bytes() == b"picture"
     assert all(row.artifacts.is_relative_to(workspace.root) for row in rows)
+
+
+def test_a_version_is_made_in_the_current_store_and_touches_no_other(
+    fresh_workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also from a folder in the workspace; no empty one of the workspace's quoted name is left beside it."""
+
+    def export(_model: Path, _pictures: Path, target: Path) -> None:
+        target.mkdir()
+        (target / "MLmodel").write_text("flavors: {}", encoding="utf-8")
+
+    monkeypatch.setattr(registry, "export", export)
+    folder = fresh_workspace.root / "folder"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    store = connect(f"{EXPERIMENT_PREFIX}digits")
+    run_id = store.create("row", 1)
+    registry.record(store, run_id, Model("0" * 32, "model.pt", "pictures.npz"), folder, evaluated=True)
+    [version] = store.client.search_model_versions(f"name = '{store.name}'")
+    assert (version.run_id, str(version.version)) == (run_id, "1")
+    assert list(folder.iterdir()) == []
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == [fresh_workspace.root]
 
 
 def test_credentials_reach_neither_store_nor_journal(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
