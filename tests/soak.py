@@ -88,7 +88,7 @@ def soak(workspace: Path, experiments: int, chance: random.Random, seconds: floa
     kills = (workspace, experiments, chance, killed, begin_by, over)
     Thread(target=kill_now_and_then, args=kills, daemon=True).start()
     states: dict[str, str] = {}
-    while set(states.values()) != {"success"}:
+    while {states.get(name) for name in names} != {"success"}:
         if time.monotonic() > deadline:
             over.set()
             return [f"not done in time: {states}; killed: {dict(killed)}; again: {dict(again)}"]
@@ -102,10 +102,8 @@ def soak(workspace: Path, experiments: int, chance: random.Random, seconds: floa
             command(workspace, "dvc", "queue", "start", "--jobs", str(WORKERS))
         late = [name for name, state in states.items() if state == "queued" and name not in again]
         if late and time.monotonic() > begin_by:
-            command(workspace, "dvc", "queue", "remove", *late, check=False)  # refused when one has just begun
-            states = statuses(workspace, set(names))
-            states = {name: state for name, state in states.items() if state != "missing" or name not in late}
-            names = {name: seed for name, seed in names.items() if name in states}
+            refused = command(workspace, "dvc", "queue", "remove", *late, check=False).returncode  # one has just begun
+            names = {name: seed for name, seed in names.items() if refused or name not in late}
         time.sleep(10)  # asking DVC keeps a processor busy for seconds
     over.set()
     while processes(workspace) and time.monotonic() < deadline:  # senders and workers end by themselves
