@@ -3,10 +3,10 @@
     make soak                                       # 20 experiments, two workers, at most 30 minutes
     python tests/soak.py --experiments 4 --seed 7
 
-Stages, the `dvc` commands that run them and the senders of their rows get SIGKILL or SIGTERM at seeded random times, as
-many of them as there are experiments. DVC's own queue workers are left alone. An experiment that failed for it is
-queued again, as a person would, and must then go on from its checkpoint to its end. On a machine too slow for all of
-them, those that have not begun in the first two thirds of the time are taken out of the queue.
+Once in each experiment its stage, the `dvc` command that runs it or the sender of its row gets SIGKILL or SIGTERM,
+some seconds after a stage has begun; which of all that is drawn. DVC's own queue workers are left alone. An experiment
+that failed for it is queued again, as a person would, and must then go on from its checkpoint to its end. A machine too
+slow for all of them begins none after two thirds of the time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, Signals
@@ -36,10 +36,8 @@ from ruamel.yaml import YAML
 from test_queue import statuses
 
 WORKERS = 2
-PAUSE_SECONDS = (5.0, 35.0)
-"""Between two kills, drawn evenly."""
-VICTIMS = {"stages.": "stage", "exec-run": "dvc", "onecycle.tracking.sender": "sender"}
-"""A word in the command line of those that may be killed, and what they are called here."""
+MOST_SECONDS = 8.0
+"""Between the begin of a stage and the kill; longer than some stages take, so that the next, or none, is hit."""
 ARTIFACTS = {
     "stats": "stats.json",
     "lr_range": "curve.csv",
@@ -58,8 +56,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the kills (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=30, help="be done in (default: %(default)g)")
     options = parser.parse_args()
-    if options.experiments < 2:
-        parser.error("--experiments must be 2 or more")
     with tempfile.TemporaryDirectory(prefix="onecycle-soak-") as folder:
         workspace = Path(folder).resolve() / "repo"
         try:
@@ -81,30 +77,31 @@ def soak(workspace: Path, experiments: int, chance: random.Random, seconds: floa
     command(workspace, "dvc", "repro")
     command(workspace, "git", "add", "-A")
     command(workspace, "git", "commit", "-qm", "results")
-    names = {f"soak-{seed}": str(seed) for seed in range(1, experiments + 1)}
-    queue(workspace, "soak", ",".join(names.values()))  # one by one, each would take DVC as long
-    killed, again = Counter[str](), Counter[str]()
-    over = Event()
-    kills = (workspace, experiments, chance, killed, begin_by, over)
-    Thread(target=kill_now_and_then, args=kills, daemon=True).start()
+    todo = [Kill.drawn(f"soak-{number}", chance) for number in range(experiments, 0, -1)]
+    names, again, over = set[str](), Counter[str](), Event()
+    killed = Counter[str]()
+    Thread(target=kill_each_once, args=(workspace, todo.copy(), killed, over), daemon=True).start()
     states: dict[str, str] = {}
-    while {states.get(name) for name in names} != {"success"}:
+    while todo or set(states.values()) != {"success"}:
         if time.monotonic() > deadline:
             over.set()
             return [f"not done in time: {states}; killed: {dict(killed)}; again: {dict(again)}"]
-        states = statuses(workspace, set(names))
+        states = statuses(workspace, names)
         for name in [name for name, state in states.items() if state == "failed"]:
             command(workspace, "dvc", "queue", "remove", name)
-            queue(workspace, name, names[name])
+            queue(workspace, name)
             again[name] += 1
+        if time.monotonic() > begin_by:
+            todo.clear()
+        if todo and sum(state != "success" for state in states.values()) < 2 * WORKERS:
+            name = todo.pop().experiment
+            queue(workspace, name)
+            names.add(name)
+            states[name] = "queued"
         working = sum("queue-worker" in line for _, line in processes(workspace))
-        if "queued" in states.values() and working < WORKERS:
+        if working < WORKERS and {"queued", "failed"} & set(states.values()):
             command(workspace, "dvc", "queue", "start", "--jobs", str(WORKERS))
-        late = [name for name, state in states.items() if state == "queued" and name not in again]
-        if late and time.monotonic() > begin_by:
-            refused = command(workspace, "dvc", "queue", "remove", *late, check=False).returncode  # one has just begun
-            names = {name: seed for name, seed in names.items() if refused or name not in late}
-        time.sleep(10)  # asking DVC keeps a processor busy for seconds
+        time.sleep(5)  # asking DVC keeps a processor busy for seconds
     over.set()
     while processes(workspace) and time.monotonic() < deadline:  # senders and workers end by themselves
         time.sleep(1)
@@ -121,7 +118,7 @@ def soak(workspace: Path, experiments: int, chance: random.Random, seconds: floa
         *(f"process {process.pid} is still there: {line}" for process, line in processes(workspace)),
         *(f"the row of {row.name} is RUNNING" for row in rows if row.status == "RUNNING"),
         *missing_artifacts(rows),
-        *without_whole_row(rows, set(names)),
+        *without_whole_row(rows, names),
         *missing_models(workspace),
         *integrity(workspace),
         *(f"{path} is held" for path in workspace.rglob("*lock") if path.is_file() and held(path)),
@@ -130,9 +127,10 @@ def soak(workspace: Path, experiments: int, chance: random.Random, seconds: floa
     ]
 
 
-def queue(workspace: Path, name: str, seeds: str) -> None:
-    """Queue an experiment: training, and what follows, with another seed; with several, name-1 and so on."""
-    command(workspace, "dvc", "exp", "run", "--queue", "--name", name, "-S", f"seed={seeds}")
+def queue(workspace: Path, name: str) -> None:
+    """Queue an experiment: a range test, training, and what follows, with another seed."""
+    seed = name.removeprefix("soak-")
+    command(workspace, "dvc", "exp", "run", "--queue", "--name", name, "-S", f"seed={seed}")
 
 
 def processes(workspace: Path) -> list[tuple[psutil.Process, str]]:
@@ -144,25 +142,65 @@ def processes(workspace: Path) -> list[tuple[psutil.Process, str]]:
     ]
 
 
-def kill_now_and_then(
-    workspace: Path, times: int, chance: random.Random, killed: Counter[str], end: float, over: Event
-) -> None:
-    """Kill so many times, unless it is over before, or `end` is reached; `killed` counts them."""
-    while killed.total() < times and not over.wait(chance.uniform(*PAUSE_SECONDS)) and time.monotonic() < end:
-        killed.update(kill_one(workspace, chance))
+class Kill(NamedTuple):
+    """What befalls an experiment."""
+
+    experiment: str
+    stage: str
+    seconds: float
+    """After that stage has begun."""
+    victim: str
+    signal: Signals
+
+    @classmethod
+    def drawn(cls, experiment: str, chance: random.Random) -> Kill:
+        """By chance."""
+        stage, victim = chance.choice(("lr_range", "train", "evaluate", "report")), chance.choice(tuple(VICTIMS))
+        return cls(experiment, stage, chance.uniform(0, MOST_SECONDS), victim, chance.choice((SIGKILL, SIGTERM)))
 
 
-def kill_one(workspace: Path, chance: random.Random) -> Iterator[str]:
-    """Kill one of those that may be, if there is one; yields how and what."""
-    candidates = [
-        (what, process) for process, line in processes(workspace) for word, what in VICTIMS.items() if word in line
+def kill_each_once(workspace: Path, kills: list[Kill], killed: Counter[str], over: Event) -> None:
+    """Wait for the stages at which experiments are to be hit, and do so; `killed` counts what there was to kill."""
+    waiting = {kill.experiment: kill for kill in kills}
+    due: list[tuple[float, Kill, psutil.Process]] = []
+    while not over.wait(0.5):
+        for process, line in processes(workspace):
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                kill = waiting.get(process.environ().get("DVC_EXP_NAME", "")) if "-m stages." in line else None
+                if kill and line.endswith(f"stages.{kill.stage}"):
+                    del waiting[kill.experiment]
+                    due.append((time.monotonic() + kill.seconds, kill, process.parent()))
+        for entry in [entry for entry in due if time.monotonic() >= entry[0]]:
+            due.remove(entry)
+            _, kill, dvc = entry
+            for victim in VICTIMS[kill.victim](workspace, dvc)[:1]:
+                with suppress(psutil.NoSuchProcess):
+                    victim.send_signal(kill.signal)
+                    killed[f"{kill.signal.name} to {kill.victim}"] += 1
+
+
+def stage_of(_workspace: Path, dvc: psutil.Process) -> list[psutil.Process]:
+    """The stage that a `dvc` command runs now, unless it is between two."""
+    with suppress(psutil.NoSuchProcess):
+        return [process for process in dvc.children() if "stages." in " ".join(process.cmdline())]
+    return []
+
+
+def sender_of(workspace: Path, dvc: psutil.Process) -> list[psutil.Process]:
+    """The sender of its row."""
+    return [
+        process
+        for process, line in processes(workspace)
+        if "onecycle.tracking.sender" in line and f"-{dvc.pid}-" in line
     ]
-    if candidates:
-        what = chance.choice(sorted({what for what, _ in candidates}))
-        number: Signals = chance.choice((SIGKILL, SIGTERM))
-        with suppress(psutil.NoSuchProcess):
-            chance.choice([process for kind, process in candidates if kind == what]).send_signal(number)
-            yield f"{number.name} to {what}"
+
+
+VICTIMS: dict[str, Callable[[Path, psutil.Process], list[psutil.Process]]] = {
+    "stage": stage_of,
+    "dvc": lambda _workspace, dvc: [dvc],
+    "sender": sender_of,
+}
+"""What may be killed, and how it is found by the `dvc` command that runs an experiment."""
 
 
 class Row(NamedTuple):
