@@ -15,7 +15,8 @@ GENEROUS_SECONDS = 900.0
 
 def statuses(workspace: Path, names: set[str]) -> dict[str, str]:
     """Status of each experiment: queued, running, success, failed or missing."""
-    table = json.loads(command(workspace, "dvc", "exp", "show", "--json", "--all-commits").stdout)
+    said = command(workspace, "dvc", "exp", "show", "--json", "--all-commits", check=False)
+    table = json.loads(said.stdout or "[]")  # DVC fails while it clears away what an experiment has left
     found = {
         experiment["revs"][0]["name"]: (experiment.get("executor") or {}).get("state") or "success"
         for revision in table

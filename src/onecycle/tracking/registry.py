@@ -11,7 +11,7 @@ from filelock import FileLock
 from onecycle import paths
 from onecycle.tracking.errors import guarded
 from onecycle.tracking.export import export
-from onecycle.tracking.store import Store
+from onecycle.tracking.store import Store, as_mlflows_own
 from onecycle.tracking.summary import Model
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ def record(store: Store, run_id: str, model: Model, files: Path, evaluated: bool
                 if trouble:
                     store.log(run_id, tags={"model.error": trouble})
                     return
-                version = _register(store, run_id, model.md5, exported)
+                with as_mlflows_own():
+                    version = _register(store, run_id, model.md5, exported)
     if version is None:  # a cached evaluation of a model that is not here
         return
     _name(store, run_id, version)

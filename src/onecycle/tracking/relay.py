@@ -15,6 +15,7 @@ from pathlib import Path
 from onecycle.tracking import registry, source
 from onecycle.tracking.collect import STAGES
 from onecycle.tracking.describe import description
+from onecycle.tracking.ending import cut_short, left_undone
 from onecycle.tracking.errors import DeletedRowError, StoreError
 from onecycle.tracking.execution import Process
 from onecycle.tracking.filling import fill_in
@@ -36,6 +37,7 @@ class Relay:
         self._known_params: dict[str, str] = {}  # by the store, from this process
         self._known_tags: dict[str, str] = {}
         self._model_recorded = False
+        self._watched = False  # whether the command was seen alive, so that its end was seen, too
         self._sent = replace(journal.sent(), sender=Process.current(), trouble=None)
         journal.acknowledge(self._sent)
 
@@ -70,6 +72,7 @@ class Relay:
         if self.summary.running and not self._alive(self.summary.running[1]):
             self.journal.append("close", stage=self.summary.running[0], status="KILLED", durable=True)
             self.read()
+        self._watched = self._watched or not self.over
 
     def note(self, system: SystemMetrics) -> None:
         """While a stage runs, add how busy the machine is, by seconds since the row began."""
@@ -77,24 +80,37 @@ class Relay:
             seconds = int(time.time() - self.summary.started / 1000)
             self.journal.append("metrics", stage=self.summary.running[0], values=values, step=seconds)
 
-    def finish(self) -> bool:
-        """Add what shows only when the command has ended: its dvc.lock, and later stages whose results DVC kept.
+    def finish(self, patient: bool = False) -> bool:
+        """Add what shows only when the command has ended: its dvc.lock, later stages whose results DVC kept, and
+        those that it should have run and did not, since it was killed before.
+
+        Args:
+            patient: whether to wait for DVC, which may have an experiment still to put where git knows it.
 
         Returns:
-            False when DVC has still to put the experiment where its dvc.lock can be read.
+            False when that is to be waited for.
         """
         summary, execution = self.summary, self.summary.execution
         if not execution or not execution.command or summary.status != "FINISHED" or source.LOCK_TAG in summary.tags:
             return True
         workspace = Path(summary.workspace)
         lock = final_lock(workspace, execution.experiment, execution.baseline)
-        if not lock:
-            return workspace.exists()
-        with suppress(FileNotFoundError):  # the next command is at work there already
-            fill_in(self.journal, [stage for stage in STAGES if stage not in summary.stages], summary.params, workspace)
-        file = self.journal.keep_content(source.LOCK.name, lock.encode())
-        self.journal.append("artifact", stage="", file=file, folder=source.FOLDER)
-        self.journal.append("tags", stage="", values=source.lock_tags(lock.encode()))
+        # Else others may have been here since.
+        left = self._watched or (execution.experiment and not workspace.exists())
+        undone = left_undone(lock, workspace, summary.stages, summary.params) if left else []
+        cut = bool(undone) and cut_short(execution, workspace)
+        if patient and (cut is None or not (lock or workspace.exists())):
+            return False
+        if lock:
+            with suppress(FileNotFoundError):  # the next command is at work there already
+                later = [stage for stage in STAGES if stage not in summary.stages]
+                fill_in(self.journal, later, summary.params, workspace)
+            file = self.journal.keep_content(source.LOCK.name, lock.encode())
+            self.journal.append("artifact", stage="", file=file, folder=source.FOLDER)
+            self.journal.append("tags", stage="", values=source.lock_tags(lock.encode()))
+        if cut:
+            self.journal.append("undone", stage="", stages=undone)
+            self.journal.append("tags", stage="", values={"error": f"dvc ended before it ran {', '.join(undone)}"})
         self.read()
         return True
 
