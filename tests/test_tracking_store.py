@@ -35,6 +35,15 @@ from onecycle.tracking.sync import sync
 
 JOURNAL = {"ONECYCLE_TRACKING": "journal"}
 SECRET = "s3cret-that-nobody-may-see"
+STALE = {
+    "MLFLOW_RUN_ID": "0" * 32,
+    "MLFLOW_EXPERIMENT_ID": "7",
+    "DVC_ROOT": "/nowhere",
+    "DVC_STAGE": "evaluate",
+    "DVC_EXP_NAME": "of-another-day",
+    "DVC_EXP_BASELINE_REV": "0" * 40,
+}
+"""What a shell may have left from other runs; by hand, all of it is to change nothing."""
 
 FAKE_DVC = """
 import subprocess, sys
@@ -116,10 +125,7 @@ def test_ten_executions_in_folders_that_disappear_become_ten_rows_in_a_fresh_sto
         shutil.copy(workspace.root / "params.yaml", folder)
         (folder / "results/stats/samples.png").write_bytes(b"picture %d" % number)
         (folder / "results/stats/stats.json").write_text(json.dumps({"mean": {"red": number / 10}}))
-    stages = [
-        workspace.stage("stats", cwd=folder, MLFLOW_RUN_ID="0" * 32, MLFLOW_EXPERIMENT_ID="7", **JOURNAL)
-        for folder in folders
-    ]
+    stages = [workspace.stage("stats", cwd=folder, **STALE, **JOURNAL) for folder in folders]
     for stage, folder in zip(stages, folders, strict=True):
         finish(stage)
         shutil.rmtree(folder)
@@ -170,7 +176,7 @@ def test_values_are_in_the_store_while_the_stage_runs_and_killed_stages_are_note
     earlier.kill()
     earlier.communicate()
     body = "for epoch in range(1, 600):\n    row.metrics({'train/loss': 1 / epoch}, step=epoch); time.sleep(0.1)"
-    stage = workspace.stage("train", body)
+    stage = workspace.stage("train", body, **STALE)
     wait_for(lambda: [row for row in workspace.rows() if len(row.metrics.get("train/loss", ())) > 5])
     wait_for(lambda: "system/cpu_utilization_percentage" in workspace.rows()[-1].metrics)
     wait_for(lambda: len(workspace.rows()) == 2)
@@ -178,6 +184,7 @@ def test_values_are_in_the_store_while_the_stage_runs_and_killed_stages_are_note
     stage.kill()
     stage.communicate()
     wait_for(lambda: workspace.rows()[-1].status == "KILLED", 20)
+    assert not {"dvc.exp_name", "dvc.baseline"} & set(workspace.rows()[-1].tags)
     assert [row.tags["dvc.stages"] for row in workspace.rows()] == ["stats killed", "train killed"]
     wait_for(lambda: not workspace.journals, 20)
 
@@ -486,7 +493,7 @@ def test_a_moved_workspace_is_noticed_and_mended(
     list(sync())
     workspace.root = workspace.root.rename(tmp_path / "elsewhere %20")
     monkeypatch.chdir(workspace.root)
-    finish(workspace.stage("train", **JOURNAL))
+    assert "was moved or copied; `onecycle sync --relocate` mends it" in finish(workspace.stage("train", UNTIL_TOLD))
     with pytest.raises(UserError, match="moved or copied"):
         list(sync())
     assert workspace.journals

@@ -36,6 +36,7 @@ class Relay:
         self._store: Store | None = None
         self._known_params: dict[str, str] = {}  # by the store, from this process
         self._known_tags: dict[str, str] = {}
+        self._known_end: tuple[str, int | None] | None = None
         self._model_recorded = False
         self._watched = False  # whether the command was seen alive, so that its end was seen, too
         self._sent = replace(journal.sent(), sender=Process.current(), trouble=None)
@@ -167,7 +168,7 @@ class Relay:
         elif self._sent.store != store.identity:
             self._acknowledge(offset=0)
         self._acknowledge(store=store.identity, run_id=run_id)
-        self._store, self._known_params, self._known_tags = store, {}, {}
+        self._store, self._known_params, self._known_tags, self._known_end = store, {}, {}, None
         return store
 
     def _deliver(self, store: Store) -> None:
@@ -189,7 +190,10 @@ class Relay:
                 store.dataset(run_id, **entry["dataset"])
             elif entry["event"] == "artifact":
                 store.artifact(run_id, self.journal.files / entry["file"], entry["folder"])
-        store.set_status(run_id, summary.status, summary.ended)
+        end = (summary.status, summary.ended)
+        if end != self._known_end:  # it costs as much as an epoch's metrics
+            store.set_status(run_id, *end)
+            self._known_end = end
 
     def _acknowledge(self, **changes: str | int | None) -> None:
         self._sent = replace(self._sent, **changes)  # type: ignore[arg-type]
