@@ -338,6 +338,21 @@ def test_every_generator_comes_back(tmp_path: Path) -> None:
     assert draw() == drawn
 
 
+def test_one_graph_covers_forward_pass_loss_and_hits(small_params: MakeParams, digits: Dataset) -> None:
+    run = make_run(small_params(**{"optimizer.l1": 0.0001, "train.label_smoothing": 0.1}), digits)
+    run.classifier.train()
+    images, labels = torch.from_numpy(digits.train_images[:32]), torch.from_numpy(digits.train_labels[:32])
+    in_one = torch.compile(run.objective, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        total, loss, hits = run.objective(images, labels)
+    graph_total, graph_loss, graph_hits = in_one(images, labels)
+    torch.autograd.backward(graph_total)
+    assert graph_total.item() == pytest.approx(total.item(), rel=1e-5)
+    assert total.item() > loss.item() == pytest.approx(graph_loss.item(), rel=1e-5)
+    assert int(hits) == int(graph_hits)
+    assert all(weight.grad is not None for weight in run.classifier.parameters())
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile builds C++ on the CPU, and there is no compiler")
 def test_compiled_it_trains_alike(small_params: MakeParams, digits: Dataset) -> None:
