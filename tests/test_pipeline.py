@@ -34,14 +34,31 @@ def test_git_stays_clean_and_dvc_has_nothing_to_do(workspace: Path) -> None:
     assert command(workspace, "git", "status", "--porcelain").stdout == ""
     assert ran(command(workspace, "dvc", "repro").stdout) == []
     assert "up to date" in command(workspace, "dvc", "status").stdout
+    assert not (workspace / ".state").exists() and not list(workspace.glob("mlflow.db*"))  # no stage, no row
     assert command(workspace, "git", "status", "--porcelain").stdout == ""
 
 
-def test_forced_again_the_lock_is_the_same_to_the_byte(workspace: Path) -> None:
-    """No timing, host, run id or path in anything that DVC hashes; and training repeats to the bit."""
+WITHOUT_MLFLOW = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name == "mlflow": raise RuntimeError("mlflow is not wanted here")
+
+sys.meta_path.insert(0, Refuse())
+"""
+
+
+def test_forced_again_the_lock_is_the_same_to_the_byte(workspace: Path, tmp_path: Path) -> None:
+    """No timing, host, run id or path in anything that DVC hashes; and training repeats to the bit.
+
+    With rows kept in the journal, all of it goes without MLflow.
+    """
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_MLFLOW, encoding="utf-8")
+    journal = {"ONECYCLE_TRACKING": "journal", "PYTHONPATH": str(tmp_path)}
     before = (workspace / "dvc.lock").read_bytes()
     model = (workspace / paths.MODEL).read_bytes()
-    assert ran(command(workspace, "dvc", "repro", "--force", ONECYCLE_TRACKING="journal").stdout) == STAGES
+    assert ran(command(workspace, "dvc", "repro", "--force", **journal).stdout) == STAGES
     assert (workspace / "dvc.lock").read_bytes() == before
     assert (workspace / paths.MODEL).read_bytes() == model
     assert command(workspace, "git", "status", "--porcelain").stdout == ""

@@ -1,27 +1,89 @@
-"""Ways to execute, from one workspace: a whole row for each that runs a stage, none for one that runs none."""
+"""What a row holds in the end, and ways to execute: a row for each that runs a stage, none for one that runs none."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import command
+from conftest import command, set_params
 from mlflow import MlflowClient
+
+from onecycle import paths
+from onecycle.params import flatten, load
+from onecycle.tracking import yaml_values
+from onecycle.tracking.collect import STAGES, collect
+
+
+def client(workspace: Path) -> MlflowClient:
+    """Of a workspace's own store."""
+    return MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
 
 
 def rows(workspace: Path) -> list[Any]:
     """The rows of a workspace's store, oldest first."""
-    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
-    return list(client.search_runs(["1"], order_by=["attributes.start_time ASC"]))
+    return list(client(workspace).search_runs(["1"], order_by=["attributes.start_time ASC"]))
+
+
+def test_a_repro_of_everything_in_a_fresh_clone_is_one_whole_row(pipeline: Path, tmp_path: Path) -> None:
+    [row] = rows(pipeline)
+    assert row.info.status == "FINISHED"
+    assert row.data.params == {
+        name: yaml_values.spelled(value) for name, value in flatten(load(pipeline / paths.PARAMS)).items()
+    }
+    found = {stage: collect(stage, pipeline) for stage in STAGES}
+    for stage in found.values():
+        assert {name: row.data.metrics[name] for name in stage.metrics} == stage.metrics
+    for name, steps in (("train/loss", 3), ("validation/accuracy", 3), ("lr_range/loss", 20)):
+        assert len(client(pipeline).get_metric_history(row.info.run_id, name)) == steps
+    assert "system/cpu_utilization_percentage" in row.data.metrics
+    got = Path(client(pipeline).download_artifacts(row.info.run_id, "", str(tmp_path)))
+    files = {f"{folder}/{file.name}" for stage in found.values() for file, folder in stage.artifacts}
+    assert {"stats/samples.png", "report/index.html", "report/figures/curves.png"} <= files
+    assert {file.relative_to(got).as_posix() for file in got.rglob("*") if file.is_file()} == files
+    dataset = json.loads((pipeline / paths.DATASET / "dataset.json").read_text(encoding="utf-8"))
+    assert row.inputs.dataset_inputs[0].dataset.digest == dataset["digest"][:32]
+
+    tags, commit = row.data.tags, command(pipeline, "git", "rev-parse", "HEAD~1").stdout.strip()
+    assert (tags["git.commit"], tags["git.branch"], tags["git.dirty"]) == (commit, "main", "false")
+    assert (tags["mlflow.runName"], tags["mlflow.source.name"]) == (f"main {commit[:7]}", "dvc repro")
+    assert tags["dvc.stages"] == ", ".join(f"{stage} ran" for stage in STAGES)
+    assert tags["dvc.lock"] == hashlib.sha256((pipeline / paths.DVC_LOCK).read_bytes()).hexdigest()
+    assert tags["device"].startswith("cpu")
+    assert all(tags[f"version.{name}"] for name in ("python", "torch", "dvc", "mlflow"))
+    note = tags["mlflow.note.content"]
+    assert f"| test accuracy | {row.data.metrics['test/accuracy']:.2%} |" in note
+    assert note.endswith(f"    git checkout {commit}\n    dvc repro")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_commands_in_a_description_make_the_row_again(workspace: Path, tmp_path: Path) -> None:
+    """In another clone, with a cache of its own; on a CPU the figures are the same to the last digit."""
+    command(workspace, "dvc", "exp", "run", "--temp", "-S", "epochs=2", "-S", "seed=5", "train")
+    command(workspace, "onecycle", "sync")
+    [row] = rows(workspace)
+    lines = [line.strip() for line in row.data.tags["mlflow.note.content"].splitlines() if line.startswith("    ")]
+    assert len(lines) == 2
+    command(tmp_path, "git", "clone", "-q", str(workspace), "clone")
+    for line in lines:
+        command(tmp_path / "clone", *line.split(), ONECYCLE_TRACKING="off")
+    for stage in ("stats", "lr_range", "train"):
+        again = collect(stage, tmp_path / "clone").metrics
+        assert again and {name: row.data.metrics[name] for name in again} == again
+    history = Path(client(workspace).download_artifacts(row.info.run_id, "train/history.csv", str(tmp_path)))
+    assert (tmp_path / "clone" / paths.HISTORY).read_bytes() == history.read_bytes()
 
 
 @pytest.mark.slow
 def test_an_experiment_a_repro_with_nothing_to_do_and_a_stage_by_hand(workspace: Path) -> None:
     change = "one_cycle.max_lr=0.02"
     command(workspace, "dvc", "exp", "run", "--name", "odd-name", "-S", change, "train")
-    command(workspace, "dvc", "repro", "train")
+    assert "Running stage" not in command(workspace, "dvc", "repro", "train").stdout
+    set_params(workspace, {"gate.floor": 0.5})  # which only the stage that checks params.yaml looks at
+    assert "Running stage 'params'" in command(workspace, "dvc", "repro", "train").stdout
     command(workspace, "python", "-m", "stages.stats")
     command(workspace, "onecycle", "sync")
     experiment, by_hand = rows(workspace)

@@ -79,7 +79,7 @@ def test_a_server_that_dies_midway_hinders_nothing_and_gets_everything_once_when
     assert "nothing is lost" in told and SECRET not in output
 
     server.start()
-    finish(workspace.sync(MLFLOW_TRACKING_URI=server.login(SECRET)))
+    assert re.fullmatch(r"\S+: sent\n", finish(workspace.sync(MLFLOW_TRACKING_URI=server.login(SECRET))))
     [row] = server.rows()
     assert row.info.status == "FINISHED"
     assert losses(server, row.info.run_id) == [(epoch, 1 / epoch) for epoch in range(1, int(epochs) + 1)]
