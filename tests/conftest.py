@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -78,21 +79,28 @@ def set_params(workspace: Path, changes: dict[str, Any]) -> None:
 
 
 def command(workspace: Path, *words: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `words` in a workspace as a user with the environment activated; on failure show what it said."""
+    """Run `words` in a workspace as a user with the environment activated; on failure show what it said.
+
+    Files take that, since what it leaves running, as `dvc queue start` does, would hold a pipe open.
+    """
     binaries = Path(sys.executable).parent
     path = f"{binaries}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        words,
-        cwd=workspace,
-        env={**os.environ, "PATH": path, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
+    with TemporaryFile("w+") as out, TemporaryFile("w+") as error:
+        done = subprocess.run(
+            words,
+            cwd=workspace,
+            env={**os.environ, "PATH": path, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=error,
+            check=False,
+        )
+        out.seek(0)
+        error.seek(0)
+        said = subprocess.CompletedProcess(words, done.returncode, out.read(), error.read())
     if check:
-        assert done.returncode == 0, f"{' '.join(words)}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
+        assert said.returncode == 0, f"{' '.join(words)}: exit {said.returncode}\n{said.stdout}\n{said.stderr}"
+    return said
 
 
 def clone(target: Path) -> Path:

@@ -10,6 +10,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from mlflow import MlflowClient
+from mlflow.entities import Run
 from tracked_workspace import wait_for
 
 
@@ -23,6 +25,10 @@ class Server:
         self.address = f"http://127.0.0.1:{self._port}"
         self._database_uri, self._artifacts = database_uri, artifacts
         self._process: subprocess.Popen[bytes] | None = None
+
+    def login(self, password: str) -> str:
+        """Its address with a name and a password in it, which it does not ask for."""
+        return self.address.replace("//", f"//me:{password}@")
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
@@ -45,6 +51,12 @@ class Server:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+
+    def rows(self) -> list[Run]:
+        """All rows there, oldest first."""
+        client = MlflowClient(self.address)
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        return list(client.search_runs(experiments, order_by=["attributes.start_time ASC"]))
 
     def _answers(self) -> bool:
         assert self._process is not None and self._process.poll() is None, "the server has ended"

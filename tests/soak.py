@@ -3,9 +3,10 @@
     make soak                                       # 20 experiments, two workers, at most 30 minutes
     python tests/soak.py --experiments 4 --seed 7
 
-Stages, the `dvc` commands that run them and the senders of their rows get SIGKILL or SIGTERM at seeded random times, as
-many of them as there are experiments. DVC's own queue workers are left alone. An experiment that failed for it is
-queued again, as a person would, and must then go on from its checkpoint to its end.
+Once in each experiment its stage, the `dvc` command that runs it or the sender of its row gets SIGKILL or SIGTERM,
+some seconds after a stage has begun; which of all that is drawn. DVC's own queue workers are left alone. An experiment
+that failed for it is queued again, as a person would, and must then go on from its checkpoint to its end. A machine too
+slow for all of them begins none after two thirds of the time.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, Signals
+from threading import Event, Thread
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import psutil
@@ -33,10 +36,16 @@ from ruamel.yaml import YAML
 from test_queue import statuses
 
 WORKERS = 2
-PAUSE_SECONDS = (3.0, 20.0)
-"""Between two kills, drawn evenly."""
-VICTIMS = {"stages.": "stage", "exec-run": "dvc", "onecycle.tracking.sender": "sender"}
-"""A word in the command line of those that may be killed, and what they are called here."""
+MOST_SECONDS = 8.0
+"""Between the begin of a stage and the kill; longer than some stages take, so that the next, or none, is hit."""
+ARTIFACTS = {
+    "stats": "stats.json",
+    "lr_range": "curve.csv",
+    "train": "history.csv",
+    "evaluate": "metrics.json",
+    "report": "index.html",
+}
+"""A file of each stage that a row has."""
 TEMPORARY = re.compile(r"^\..+\.tmp$|\.tmp$|\.part$|-journal$")
 
 
@@ -45,14 +54,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiments", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the kills (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=30, help="give up after (default: %(default)g)")
+    parser.add_argument("--minutes", type=float, default=30, help="be done in (default: %(default)g)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="onecycle-soak-") as folder:
         workspace = Path(folder).resolve() / "repo"
         try:
-            problems = soak(workspace, options.experiments, options.seed, time.monotonic() + 60 * options.minutes)
+            problems = soak(workspace, options.experiments, random.Random(options.seed), 60 * options.minutes)
         finally:
-            for process in processes(workspace):
+            for process, _ in processes(workspace):
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
     for problem in problems:
@@ -60,50 +69,56 @@ def main() -> None:
     sys.exit(1 if problems else 0)
 
 
-def soak(workspace: Path, experiments: int, seed: int, deadline: float) -> list[str]:
+def soak(workspace: Path, experiments: int, chance: random.Random, seconds: float) -> list[str]:
     """Queue, kill, queue again until all have succeeded; what is wrong then, a line each."""
     started = time.monotonic()
+    begin_by, deadline = started + seconds * 2 / 3, started + seconds
     clone(workspace)
     command(workspace, "dvc", "repro")
     command(workspace, "git", "add", "-A")
     command(workspace, "git", "commit", "-qm", "results")
-    names = {f"soak-{number}": number for number in range(1, experiments + 1)}
-    for name, number in names.items():
-        queue(workspace, name, number)
-    killed, again = Counter[str](), Counter[str]()
-    chance = random.Random(seed)
-    kill_at = time.monotonic()
+    todo = [Kill.drawn(f"soak-{number}", chance) for number in range(experiments, 0, -1)]
+    names, again, over = set[str](), Counter[str](), Event()
+    killed = Counter[str]()
+    Thread(target=kill_each_once, args=(workspace, todo.copy(), killed, over), daemon=True).start()
     states: dict[str, str] = {}
-    while set(states.values()) != {"success"}:
+    while todo or set(states.values()) != {"success"}:
         if time.monotonic() > deadline:
-            return [f"not done in time: {states}"]
-        states = statuses(workspace, set(names))
+            over.set()
+            return [f"not done in time: {states}; killed: {dict(killed)}; again: {dict(again)}"]
+        states = statuses(workspace, names)
         for name in [name for name, state in states.items() if state == "failed"]:
             command(workspace, "dvc", "queue", "remove", name)
-            queue(workspace, name, names[name])
+            queue(workspace, name)
             again[name] += 1
-        working = sum("queue-worker" in " ".join(process.cmdline()) for process in processes(workspace))
-        if "queued" in states.values() and working < WORKERS:
+        if time.monotonic() > begin_by:
+            todo.clear()
+        if todo and sum(state != "success" for state in states.values()) < 2 * WORKERS:
+            name = todo.pop().experiment
+            queue(workspace, name)
+            names.add(name)
+            states[name] = "queued"
+        working = sum("queue-worker" in line for _, line in processes(workspace))
+        if working < WORKERS and {"queued", "failed"} & set(states.values()):
             command(workspace, "dvc", "queue", "start", "--jobs", str(WORKERS))
-        if killed.total() < experiments and time.monotonic() >= kill_at:
-            killed.update(kill_one(workspace, chance))
-            kill_at = time.monotonic() + chance.uniform(*PAUSE_SECONDS)
-        time.sleep(3)  # asking DVC takes as long, and a processor
+        time.sleep(5)  # asking DVC keeps a processor busy for seconds
+    over.set()
     while processes(workspace) and time.monotonic() < deadline:  # senders and workers end by themselves
         time.sleep(1)
     command(workspace, "onecycle", "sync")
 
     hashes = list(cached(workspace))
     rows = stored(workspace)
-    print(f"{experiments} experiments in {time.monotonic() - started:.0f} s, {WORKERS} workers, seed {seed}")
+    print(f"{len(names)} of {experiments} experiments in {time.monotonic() - started:.0f} s, {WORKERS} workers")
     print(f"killed   {killed.total()}: {', '.join(f'{number} × {what}' for what, number in sorted(killed.items()))}")
     print(f"again    {again.total()} times, {len(again)} experiments")
-    print(f"rows     {len(rows)}: {dict(Counter(status for _, status, _ in rows))}")
+    print(f"rows     {len(rows)}: {dict(Counter(row.status for row in rows))}")
     print(f"hashes   {len(hashes)} claimed by committed locks")
     return [
-        *(f"process {process.pid} is still there" for process in processes(workspace)),
-        *(f"the row of {name} is RUNNING" for name, status, _ in rows if status == "RUNNING"),
-        *without_whole_row(rows, set(names)),
+        *(f"process {process.pid} is still there: {line}" for process, line in processes(workspace)),
+        *(f"the row of {row.name} is RUNNING" for row in rows if row.status == "RUNNING"),
+        *missing_artifacts(rows),
+        *without_whole_row(rows, names),
         *missing_models(workspace),
         *integrity(workspace),
         *(f"{path} is held" for path in workspace.rglob("*lock") if path.is_file() and held(path)),
@@ -112,58 +127,119 @@ def soak(workspace: Path, experiments: int, seed: int, deadline: float) -> list[
     ]
 
 
-def queue(workspace: Path, name: str, seed: int) -> None:
-    """Queue an experiment: training, and what follows, with another seed."""
+def queue(workspace: Path, name: str) -> None:
+    """Queue an experiment: a range test, training, and what follows, with another seed."""
+    seed = name.removeprefix("soak-")
     command(workspace, "dvc", "exp", "run", "--queue", "--name", name, "-S", f"seed={seed}")
 
 
-def processes(workspace: Path) -> list[psutil.Process]:
-    """What runs in the workspace, or in an experiment's folder in it."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError):
-            if Path(process.cwd()).is_relative_to(workspace) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
+def processes(workspace: Path) -> list[tuple[psutil.Process, str]]:
+    """What runs in the workspace, or in an experiment's folder in it, and its command line."""
+    return [
+        (process, " ".join(process.info["cmdline"] or ()))
+        for process in psutil.process_iter(["cmdline", "cwd", "status"])
+        if process.info["status"] != psutil.STATUS_ZOMBIE and Path(process.info["cwd"] or "/").is_relative_to(workspace)
+    ]
 
 
-def kill_one(workspace: Path, chance: random.Random) -> Iterator[str]:
-    """Kill one of those that may be, if there is one; yields how and what."""
-    candidates = []
-    for process in processes(workspace):
-        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            line = " ".join(process.cmdline())
-            candidates += [(what, process) for word, what in VICTIMS.items() if word in line]
-    if candidates:
-        what = chance.choice(sorted({what for what, _ in candidates}))
-        number: Signals = chance.choice((SIGKILL, SIGTERM))
-        with suppress(psutil.NoSuchProcess):
-            chance.choice([process for kind, process in candidates if kind == what]).send_signal(number)
-            yield f"{number.name} to {what}"
+class Kill(NamedTuple):
+    """What befalls an experiment."""
+
+    experiment: str
+    stage: str
+    seconds: float
+    """After that stage has begun."""
+    victim: str
+    signal: Signals
+
+    @classmethod
+    def drawn(cls, experiment: str, chance: random.Random) -> Kill:
+        """By chance."""
+        stage, victim = chance.choice(("lr_range", "train", "evaluate", "report")), chance.choice(tuple(VICTIMS))
+        return cls(experiment, stage, chance.uniform(0, MOST_SECONDS), victim, chance.choice((SIGKILL, SIGTERM)))
 
 
-def stored(workspace: Path) -> list[tuple[str, str, Path]]:
-    """(name, status, folder of artifacts) of each row."""
-    with closing(sqlite3.connect(workspace / "mlflow.db")) as store:
-        found = store.execute("SELECT name, status, artifact_uri FROM runs").fetchall()
-    return [(name, status, Path(unquote(urlsplit(uri).path))) for name, status, uri in found]
+def kill_each_once(workspace: Path, kills: list[Kill], killed: Counter[str], over: Event) -> None:
+    """Wait for the stages at which experiments are to be hit, and do so; `killed` counts what there was to kill."""
+    waiting = {kill.experiment: kill for kill in kills}
+    due: list[tuple[float, Kill, psutil.Process]] = []
+    while not over.wait(0.5):
+        for process, line in processes(workspace):
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                kill = waiting.get(process.environ().get("DVC_EXP_NAME", "")) if "-m stages." in line else None
+                if kill and line.endswith(f"stages.{kill.stage}"):
+                    del waiting[kill.experiment]
+                    due.append((time.monotonic() + kill.seconds, kill, process.parent()))
+        for entry in [entry for entry in due if time.monotonic() >= entry[0]]:
+            due.remove(entry)
+            _, kill, dvc = entry
+            for victim in VICTIMS[kill.victim](workspace, dvc)[:1]:
+                with suppress(psutil.NoSuchProcess):
+                    victim.send_signal(kill.signal)
+                    killed[f"{kill.signal.name} to {kill.victim}"] += 1
 
 
-def without_whole_row(rows: list[tuple[str, str, Path]], names: set[str]) -> Iterator[str]:
-    """Experiments of which no row went to its end with all that belongs to one. Attempts that failed have rows, too."""
-    wanted = (
-        "stats/stats.json",
-        "lr_range/curve.csv",
-        "train/history.csv",
-        "evaluate/metrics.json",
-        "report/index.html",
+def stage_of(_workspace: Path, dvc: psutil.Process) -> list[psutil.Process]:
+    """The stage that a `dvc` command runs now, unless it is between two."""
+    with suppress(psutil.NoSuchProcess):
+        return [process for process in dvc.children() if "stages." in " ".join(process.cmdline())]
+    return []
+
+
+def sender_of(workspace: Path, dvc: psutil.Process) -> list[psutil.Process]:
+    """The sender of its row."""
+    return [
+        process
+        for process, line in processes(workspace)
+        if "onecycle.tracking.sender" in line and f"-{dvc.pid}-" in line
+    ]
+
+
+VICTIMS: dict[str, Callable[[Path, psutil.Process], list[psutil.Process]]] = {
+    "stage": stage_of,
+    "dvc": lambda _workspace, dvc: [dvc],
+    "sender": sender_of,
+}
+"""What may be killed, and how it is found by the `dvc` command that runs an experiment."""
+
+
+class Row(NamedTuple):
+    """What the store says of an execution."""
+
+    name: str
+    status: str
+    stages: str
+    """Like "stats cached, train ran"."""
+    artifacts: Path
+
+
+def stored(workspace: Path) -> list[Row]:
+    """All rows."""
+    query = (
+        "SELECT name, status, coalesce(value, ''), artifact_uri FROM runs "
+        "LEFT JOIN tags ON tags.run_uuid = runs.run_uuid AND key = 'dvc.stages'"
     )
-    whole = {
-        name
-        for name, status, folder in rows
-        if status == "FINISHED" and all((folder / path).is_file() for path in wanted)
-    }
-    yield from (f"{name} has no whole row" for name in sorted(names - whole))
+    with closing(sqlite3.connect(workspace / "mlflow.db")) as store:
+        found = store.execute(query).fetchall()
+    return [Row(name, status, stages, Path(unquote(urlsplit(uri).path))) for name, status, stages, uri in found]
+
+
+def missing_artifacts(rows: list[Row]) -> Iterator[str]:
+    """Files that are not there of a stage that a row says it has, be it from an attempt that failed later."""
+    for row in rows:
+        for stage, file in ARTIFACTS.items():
+            if re.search(rf"\b{stage} (ran|cached)\b", row.stages) and not (row.artifacts / stage / file).is_file():
+                yield f"{stage}/{file} of {row.name} is not there, whose stages are: {row.stages}"
+
+
+def without_whole_row(rows: list[Row], names: set[str]) -> Iterator[str]:
+    """Experiments of which no row went to its end, and rows said to have done so that lack a stage."""
+    finished = [row for row in rows if row.status == "FINISHED"]
+    yield from (f"{name} has no row that finished" for name in sorted(names - {row.name for row in finished}))
+    for row in finished:
+        for stage in ARTIFACTS:
+            if not re.search(rf"\b{stage} (ran|cached)\b", row.stages):
+                yield f"a row of {row.name} is FINISHED without {stage}: {row.stages}"
 
 
 def missing_models(workspace: Path) -> Iterator[str]:

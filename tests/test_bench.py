@@ -65,9 +65,11 @@ ABOUT = {
     "turns": [
         ("input", "albumentations"),
         ("matrix", "bf16"),
+        ("convolution", "bf16"),
         ("network", "bf16"),
         ("training", "albumentations", "bf16"),
         ("matrix", "fp32"),
+        ("convolution", "fp32"),
         ("network", "fp32"),
         ("training", "albumentations", "fp32"),
     ],
@@ -75,7 +77,7 @@ ABOUT = {
     "flop_per_image": 2.0e9,
     "versions": {"torch": "2.15.0"},
 }
-RATES = [10_000.0, 800e9, 380.0, 360.0, 400e9, 160.0, 150.0, 100.0]
+RATES = [10_000.0, 800e9, 700e9, 380.0, 360.0, 150e9, 400e9, 160.0, 150.0, 100.0]
 
 
 def crafted(factors: list[float]) -> dict[str, Any]:
@@ -91,6 +93,8 @@ def test_the_median_of_rounds_counts() -> None:
     assert found["ratio"] == 3.6
     assert found["matrix_peak_share"] == 0.9
     assert found["student"]["matrix_peak_share"] == 0.5
+    peaks = [(each["precision"], each["flop_per_second"], each["of"]) for each in found["matrix_peak"]]
+    assert peaks == [("bf16", 800e9, "matrix product"), ("fp32", 400e9, "3×3 convolution")]
     assert found["end_to_end"]["input_share"] == 0.036
     assert found["epoch_seconds"] == pytest.approx(123.7, abs=0.1)
 

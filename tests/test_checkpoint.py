@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from conftest import REPO
 
 from onecycle import checkpoint
-from onecycle.checkpoint import Checkpoints, code_of, identity, write_whole
+from onecycle.checkpoint import Checkpoints, InBackground, code_of, identity, write_whole
 from onecycle.errors import UserError
 from onecycle.params import Params, flatten
 
@@ -276,3 +277,46 @@ def test_the_code_is_what_dvc_takes_for_it(monkeypatch: pytest.MonkeyPatch) -> N
     code = {path.as_posix() for path in code_of("train")}
     assert {"stages/train.py", "src/onecycle/training.py", "src/onecycle/augment.py"} <= code
     assert all((REPO / path).is_file() for path in code)
+
+
+def test_in_the_background_the_newest_state_wins() -> None:
+    """While the first is being written two more come: the second is left out, the end waits for the third."""
+    begun, go_on, written = threading.Event(), threading.Event(), []
+
+    def save(state: Mapping[str, Any]) -> None:
+        begun.set()
+        assert go_on.wait(60)
+        written.append(state["step"])
+
+    with InBackground(save) as background:
+        background({"step": 1})
+        assert begun.wait(60)
+        background({"step": 2})
+        background({"step": 3})
+        assert written == []
+        go_on.set()
+    assert written == [1, 3]
+
+
+def test_an_error_in_the_background_is_raised_at_the_end() -> None:
+    called = threading.Event()
+
+    def fail_once_called(_state: Mapping[str, Any]) -> None:
+        assert called.wait(60)
+        raise OSError("no room")
+
+    with pytest.raises(OSError, match="no room"), InBackground(fail_once_called) as background:
+        background({"step": 1})
+        called.set()
+
+
+def test_an_error_in_the_background_is_raised_by_a_later_call() -> None:
+    """Not only at the end: training does not go on for hours with nothing saved."""
+
+    def fail(_state: Mapping[str, Any]) -> None:
+        raise OSError("no room")
+
+    with pytest.raises(OSError, match="no room"), InBackground(fail) as background:
+        while True:  # the test's own time limit ends it
+            background({"step": 1})
+            time.sleep(0.001)

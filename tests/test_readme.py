@@ -40,6 +40,7 @@ RUN = (
     "onecycle compare main workspace --pictures where.html",
     "onecycle summary --picture seeds.png",
     "onecycle check-lock",
+    "onecycle show main",
 )
 """Those run here, in this order, on a workspace whose pipeline has run; `/mnt/shared` is a folder of the test's."""
 
@@ -56,7 +57,7 @@ NOT_RUN = {
         "dvc checkout",
         ".venv/bin/pre-commit install",
     ),
-    "trains; a slow test here, or test_pipeline, test_queue and test_replicate do it": (
+    "trains; a slow test here, or test_pipeline, test_queue, test_replicate and test_reproduce do it": (
         "dvc exp run -S data.validation_fraction=0",
         "dvc exp apply demo",
         "dvc exp run --name longer -S epochs=8",
@@ -64,6 +65,10 @@ NOT_RUN = {
         "dvc exp run --queue -S seed=1,2,3",
         "dvc queue start",
         "onecycle reproduce longer --from train",
+        "onecycle reproduce 3f2ac08e94d54b1d8b7c6a5f4e3d2c1b",
+        "onecycle reproduce main --from evaluate",
+        "onecycle reproduce main --from-scratch",
+        "onecycle reproduce main --env",
         "onecycle replicate -n 5",
     ),
     "needs runs, a model or pictures that are not here; their own tests have them": (

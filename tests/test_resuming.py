@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from test_training import assert_equal, make_run
 
+from onecycle import checkpoint
 from onecycle.checkpoint import Checkpoints
 from onecycle.data import Dataset
 from onecycle.errors import Stopped
@@ -18,7 +20,7 @@ from onecycle.resuming import train_to_end
 from onecycle.training import Run
 
 
-def carry(run: Run, params: Params, folder: Path, stop_after: int = 0) -> list[int]:
+def carry(run: Run, params: Params, folder: Path, stop_after: int = 0, in_background: bool | None = None) -> list[int]:
     """Train to the end, or to a SIGTERM that comes when epoch `stop_after` is logged; the epochs that were logged."""
     logged = []
 
@@ -28,10 +30,11 @@ def carry(run: Run, params: Params, folder: Path, stop_after: int = 0) -> list[i
             os.kill(os.getpid(), signal.SIGTERM)
 
     with Checkpoints(folder, {"run": "one"}) as checkpoints:
-        train_to_end(run, checkpoints, params, "validation", log)
+        train_to_end(run, checkpoints, params, "validation", log, in_background)
     return logged
 
 
+@pytest.mark.parametrize("in_background", [False, True])
 @pytest.mark.parametrize("epoch", [1, 3])
 def test_a_signal_between_epochs_or_after_the_last_is_obeyed(
     small_params: Callable[..., Params],
@@ -39,19 +42,43 @@ def test_a_signal_between_epochs_or_after_the_last_is_obeyed(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     epoch: int,
+    in_background: bool,
 ) -> None:
-    """Above all in the last epoch: a stage whose dvc is gone must not go on to write its results."""
-    params = small_params()
+    """Above all in the last epoch: a stage whose dvc is gone must not go on to write its results.
+
+    In the background, as on a GPU, a state after every step overtakes the disk by far; the last one is still there.
+    """
+    params = small_params(**{"runtime.checkpoint_seconds": 0.0001 if in_background else 3600})
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Stopped) as stopped:
-        carry(make_run(params, digits), params, tmp_path, stop_after=epoch)
+        carry(make_run(params, digits), params, tmp_path, epoch, in_background)
     assert stopped.value.signal_number == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is handler
 
     resumed = make_run(params, digits)
-    assert carry(resumed, params, tmp_path) == list(range(epoch + 1, 4))
+    assert carry(resumed, params, tmp_path, in_background=in_background) == list(range(epoch + 1, 4))
     assert f"train: resuming after step {9 * epoch} of 27" in capsys.readouterr().out
     uninterrupted = make_run(params, digits)
     assert carry(uninterrupted, params, tmp_path / "other") == [1, 2, 3]
     assert resumed.state.history == uninterrupted.state.history
     assert_equal(resumed.classifier.state_dict(), uninterrupted.classifier.state_dict())
+
+
+@pytest.mark.parametrize("in_background", [False, True])
+def test_a_full_disk_ends_training(
+    small_params: Callable[..., Params],
+    digits: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    in_background: bool,
+) -> None:
+    params = small_params()
+    run = make_run(params, digits)
+
+    def no_room(_path: Path, _content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_whole", no_room)
+    with pytest.raises(OSError, match="No space left"):
+        carry(run, params, tmp_path, in_background=in_background)
+    assert in_background or len(run.state.history) == 1

@@ -17,7 +17,10 @@ from mlflow import MlflowClient
 from mlflow.models import get_model_info
 
 from onecycle import paths
+from onecycle.tracking import registry
 from onecycle.tracking.journal import Journal
+from onecycle.tracking.store import connect
+from onecycle.tracking.summary import Model as Recorded
 from onecycle.tracking.summary import Summary
 
 MODEL = "onecycle-digits"
@@ -180,3 +183,36 @@ def test_a_sender_that_is_killed_over_the_model_leaves_it_to_the_next(workspace:
     assert len(store_client.search_logged_models(["1"])) == 1
     assert len(store_client.search_model_versions(f"name = '{MODEL}'")) == 1
     assert store_client.get_model_version_by_alias(MODEL, "candidate").run_id == rows(workspace)[0].info.run_id
+
+
+def test_two_workspaces_that_register_one_model_at_once_share_the_first_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the one exports it, another does all of it; the export itself is not what this is about."""
+    for name in ("one", "other"):
+        (tmp_path / name / ".dvc").mkdir(parents=True)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'shared.db'}")
+    monkeypatch.chdir(tmp_path / "one")
+    store, model = connect(MODEL), Recorded("ab" * 16, "model.pt", "galleries.npz")
+    runs = {name: store.create(name, 0) for name in ("one", "other")}
+
+    def record(name: str) -> None:
+        monkeypatch.chdir(tmp_path / name)  # whose lock it is
+        registry.record(store, runs[name], model, tmp_path, evaluated=True)
+        monkeypatch.chdir(tmp_path / "one")
+
+    def export(file: Path, pictures: Path, target: Path) -> None:
+        target.mkdir()
+        (target / "MLmodel").write_text(f"of: {Path.cwd().name}", encoding="utf-8")
+        if Path.cwd().name == "one":
+            record("other")
+
+    monkeypatch.setattr(registry, "export", export)
+    record("one")
+    found = store.client.search_model_versions(f"name = '{MODEL}'")
+    assert [(str(version.version), version.run_id) for version in found] == [("1", runs["other"])]
+    tags = [store.client.get_run(run).data.tags["model.version"] for run in runs.values()]
+    assert tags == [f"{MODEL}/1"] * 2
+    [logged] = store.client.search_logged_models([store.experiment_id])
+    assert found[0].source == f"models:/{logged.model_id}"
+    assert str(store.client.get_model_version_by_alias(MODEL, "candidate").version) == "1"

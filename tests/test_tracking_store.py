@@ -22,13 +22,28 @@ from tracked_workspace import REPO, Workspace, finish, forget_stores, wait_for
 
 from onecycle.errors import UserError
 from onecycle.stage import CRASHED
+from onecycle.tracking import registry
+from onecycle.tracking.collect import STAGES
 from onecycle.tracking.database import default_uri, prepare
+from onecycle.tracking.ending import cut_short
+from onecycle.tracking.execution import Execution, Process
 from onecycle.tracking.git import final_lock
 from onecycle.tracking.relocate import relocate
+from onecycle.tracking.store import EXPERIMENT_PREFIX, connect
+from onecycle.tracking.summary import Model
 from onecycle.tracking.sync import sync
 
 JOURNAL = {"ONECYCLE_TRACKING": "journal"}
 SECRET = "s3cret-that-nobody-may-see"
+STALE = {
+    "MLFLOW_RUN_ID": "0" * 32,
+    "MLFLOW_EXPERIMENT_ID": "7",
+    "DVC_ROOT": "/nowhere",
+    "DVC_STAGE": "evaluate",
+    "DVC_EXP_NAME": "of-another-day",
+    "DVC_EXP_BASELINE_REV": "0" * 40,
+}
+"""What a shell may have left from other runs; by hand, all of it is to change nothing."""
 
 FAKE_DVC = """
 import subprocess, sys
@@ -110,10 +125,7 @@ def test_ten_executions_in_folders_that_disappear_become_ten_rows_in_a_fresh_sto
         shutil.copy(workspace.root / "params.yaml", folder)
         (folder / "results/stats/samples.png").write_bytes(b"picture %d" % number)
         (folder / "results/stats/stats.json").write_text(json.dumps({"mean": {"red": number / 10}}))
-    stages = [
-        workspace.stage("stats", cwd=folder, MLFLOW_RUN_ID="0" * 32, MLFLOW_EXPERIMENT_ID="7", **JOURNAL)
-        for folder in folders
-    ]
+    stages = [workspace.stage("stats", cwd=folder, **STALE, **JOURNAL) for folder in folders]
     for stage, folder in zip(stages, folders, strict=True):
         finish(stage)
         shutil.rmtree(folder)
@@ -164,7 +176,7 @@ def test_values_are_in_the_store_while_the_stage_runs_and_killed_stages_are_note
     earlier.kill()
     earlier.communicate()
     body = "for epoch in range(1, 600):\n    row.metrics({'train/loss': 1 / epoch}, step=epoch); time.sleep(0.1)"
-    stage = workspace.stage("train", body)
+    stage = workspace.stage("train", body, **STALE)
     wait_for(lambda: [row for row in workspace.rows() if len(row.metrics.get("train/loss", ())) > 5])
     wait_for(lambda: "system/cpu_utilization_percentage" in workspace.rows()[-1].metrics)
     wait_for(lambda: len(workspace.rows()) == 2)
@@ -172,6 +184,7 @@ def test_values_are_in_the_store_while_the_stage_runs_and_killed_stages_are_note
     stage.kill()
     stage.communicate()
     wait_for(lambda: workspace.rows()[-1].status == "KILLED", 20)
+    assert not {"dvc.exp_name", "dvc.baseline"} & set(workspace.rows()[-1].tags)
     assert [row.tags["dvc.stages"] for row in workspace.rows()] == ["stats killed", "train killed"]
     wait_for(lambda: not workspace.journals, 20)
 
@@ -399,6 +412,67 @@ def test_what_shows_only_at_the_end_of_a_command_is_added_then(workspace: Worksp
     assert not workspace.journals
 
 
+@pytest.mark.parametrize(
+    ("words", "status", "stages"),
+    [
+        (["repro", "--force"], "FAILED", "stats ran, lr_range cached, train not run, evaluate not run"),
+        (["repro", "stats"], "FINISHED", "stats ran, lr_range cached"),
+    ],
+)
+def test_a_command_that_ended_before_it_had_run_all_is_no_success(
+    workspace: Workspace, words: list[str], status: str, stages: str
+) -> None:
+    """Killed between two stages, say, or by one that could not even start: dvc.lock shows what it left."""
+    workspace.write("dvc", FAKE_DVC)
+    workspace.write("dvc.yaml", {"stages": {stage: {"frozen": stage == "report"} for stage in STAGES}})
+    made = {"stats.json": "1", "model.pt": "2"}
+    lock = {
+        "download": {},
+        "stats": {"outs": [{"path": "stats.json", "md5": made["stats.json"]}]},
+        "lr_range": {"deps": [{"path": "stats.json", "md5": made["stats.json"]}]},
+        "train": {"params": {"params.yaml": {"seed": 99}}, "outs": [{"path": "model.pt", "md5": made["model.pt"]}]},
+        "evaluate": {"deps": [{"path": "model.pt", "md5": "another"}]},
+    }
+    dvc = workspace.python("dvc", *words)
+    tell(dvc, one_stage("stats"))
+    workspace.write("dvc.lock", {"stages": lock})
+    finish(dvc)
+    wait_for(lambda: not workspace.journals)
+    [row] = workspace.rows()
+    assert (row.status, row.tags["dvc.stages"]) == (status, f"download cached, {stages}")
+    assert row.tags.get("error") == ("dvc ended before it ran train, evaluate" if status == "FAILED" else None)
+
+
+@pytest.mark.parametrize(
+    ("words", "all_of_it"),
+    [
+        ("dvc repro", True),
+        ("dvc repro --force -v", True),
+        ("dvc repro train", False),
+        ("dvc repro --dry", False),
+        ("dvc --cd elsewhere repro", False),
+        ("dvc unprotect", False),
+    ],
+)
+def test_a_command_that_names_no_stage_was_to_run_all(workspace: Workspace, words: str, all_of_it: bool) -> None:
+    assert cut_short(Execution(Process.current(), words), workspace.root) == all_of_it
+
+
+def test_an_experiment_came_to_its_end_when_dvc_has_made_a_commit_of_it(workspace: Workspace) -> None:
+    folder = workspace.root / ".dvc/tmp/exps/tmp1"
+    folder.mkdir(parents=True)
+    baseline = "ab" * 20
+    experiment = Execution(Process.current(), "dvc exp run --queue", "odd-name", baseline)
+    assert cut_short(experiment, folder) is None  # nothing is known as long as that is there
+    assert cut_short(experiment, workspace.root) is True
+    folder.rmdir()
+    assert cut_short(experiment, folder) is True
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "an experiment"]):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *command], check=True)
+    subprocess.run(["git", "update-ref", f"refs/exps/ab/{baseline[2:]}/odd-name", "HEAD"], check=True)
+    assert cut_short(experiment, folder) is False
+
+
 def test_the_lock_of_an_experiment_whose_folder_is_gone_is_read_from_its_commit(workspace: Workspace) -> None:
     workspace.write("dvc.lock", "schema: '2.0'\n")
     for command in (["init", "-q"], ["add", "dvc.lock"], ["commit", "-qm", "an experiment"]):
@@ -419,7 +493,7 @@ def test_a_moved_workspace_is_noticed_and_mended(
     list(sync())
     workspace.root = workspace.root.rename(tmp_path / "elsewhere %20")
     monkeypatch.chdir(workspace.root)
-    finish(workspace.stage("train", **JOURNAL))
+    assert "was moved or copied; `onecycle sync --relocate` mends it" in finish(workspace.stage("train", UNTIL_TOLD))
     with pytest.raises(UserError, match="moved or copied"):
         list(sync())
     assert workspace.journals
@@ -431,6 +505,28 @@ def test_a_moved_workspace_is_noticed_and_mended(
     assert len(rows) == 2
     assert (rows[0].artifacts / "stats/samples.png").read_bytes() == b"picture"
     assert all(row.artifacts.is_relative_to(workspace.root) for row in rows)
+
+
+def test_a_version_is_made_in_the_current_store_and_touches_no_other(
+    fresh_workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also from a folder in the workspace; no empty one of the workspace's quoted name is left beside it."""
+
+    def export(_model: Path, _pictures: Path, target: Path) -> None:
+        target.mkdir()
+        (target / "MLmodel").write_text("flavors: {}", encoding="utf-8")
+
+    monkeypatch.setattr(registry, "export", export)
+    folder = fresh_workspace.root / "folder"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    store = connect(f"{EXPERIMENT_PREFIX}digits")
+    run_id = store.create("row", 1)
+    registry.record(store, run_id, Model("0" * 32, "model.pt", "pictures.npz"), folder, evaluated=True)
+    [version] = store.client.search_model_versions(f"name = '{store.name}'")
+    assert (version.run_id, str(version.version)) == (run_id, "1")
+    assert list(folder.iterdir()) == []
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == [fresh_workspace.root]
 
 
 def test_credentials_reach_neither_store_nor_journal(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

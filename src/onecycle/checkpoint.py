@@ -14,7 +14,9 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -113,6 +115,40 @@ class Checkpoints:
         ours = json.loads(self._identity_text)
         differing = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
         return [f"an interrupted run is kept but differs in {', '.join(differing)}; starting afresh"]
+
+
+class InBackground:
+    """Saves states in a thread of its own while training goes on: `with InBackground(checkpoints.save) as save`.
+
+    A state that still waits when the next one comes is left out for it. Whoever saves must not change the state any
+    more. An error in the thread is raised by the next call, or at the end of the block, which waits for all writing.
+    """
+
+    def __init__(self, save: Callable[[Mapping[str, Any]], object]) -> None:
+        self._save = save
+        self._newest: deque[Mapping[str, Any]] = deque(maxlen=1)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writing: deque[Future[None]] = deque()
+
+    def __enter__(self) -> InBackground:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._thread.shutdown()
+        self._raise_errors()
+
+    def __call__(self, state: Mapping[str, Any]) -> None:
+        self._newest.append(state)
+        self._writing.append(self._thread.submit(self._write))
+        self._raise_errors()
+
+    def _write(self) -> None:
+        if self._newest:  # else the call before wrote this one's state
+            self._save(self._newest.pop())
+
+    def _raise_errors(self) -> None:
+        while self._writing and self._writing[0].done():
+            self._writing.popleft().result()
 
 
 def _lock(folder: Path) -> FileLock:

@@ -16,7 +16,6 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torchinfo import summary
 
 from onecycle.errors import UserError
 from onecycle.params import ModelParams
@@ -176,6 +175,8 @@ def load_classifier(path: Path) -> tuple[Classifier, ModelFile]:
 
 def summarise(classifier: Classifier, side: int = 32) -> str:
     """A table of the network's layers: output shape, parameters, multiply-adds for one `side`×`side` image."""
+    from torchinfo import summary  # of the stages that import this module, only training needs it
+
     columns = ("output_size", "num_params", "mult_adds")
     network = copy.deepcopy(classifier.network).to("cpu").float()
     table = summary(

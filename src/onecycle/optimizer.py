@@ -8,18 +8,27 @@ from torch import Tensor, nn
 from onecycle.params import OptimizerParams
 
 
-def build_optimizer(network: nn.Module, optimizer: OptimizerParams, learning_rate: float) -> torch.optim.Optimizer:
-    """Adam, AdamW or SGD with Nesterov momentum; weight decay on the weights only, unless asked."""
+def build_optimizer(
+    network: nn.Module, optimizer: OptimizerParams, learning_rate: float, fused: bool | None = None
+) -> torch.optim.Optimizer:
+    """Adam, AdamW or SGD with Nesterov momentum; weight decay on the weights only, unless asked.
+
+    `fused` is one kernel for all weights, with other last bits; None: on CUDA.
+    """
     decayed, spared = _groups(network, optimizer)
     groups = [
         {"params": decayed, "weight_decay": optimizer.weight_decay},
         {"params": spared, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    fused = next(network.parameters()).device.type == "cuda"
+    if fused is None:
+        fused = next(network.parameters()).device.type == "cuda"
     if optimizer.name == "sgd":
         nesterov = optimizer.momentum > 0
-        return torch.optim.SGD(groups, learning_rate, optimizer.momentum, nesterov=nesterov, fused=fused)
+        sgd = torch.optim.SGD(groups, learning_rate, optimizer.momentum, nesterov=nesterov, fused=fused)
+        if fused:  # torch allocates buffers at the first step, and leaves them unset where a GradScaler skips that one
+            sgd.state.update({weight: {"momentum_buffer": torch.zeros_like(weight)} for weight in network.parameters()})
+        return sgd
     kind = torch.optim.Adam if optimizer.name == "adam" else torch.optim.AdamW
     betas = (optimizer.momentum, optimizer.beta2)
     return kind(groups, learning_rate, betas, optimizer.epsilon, fused=fused)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from onecycle import device
 from onecycle.data import Dataset, split
+from onecycle.generators import seed_everything
 from onecycle.loader import Loader, worker_count
 from onecycle.model import Classifier, build_classifier
 from onecycle.params import Params
@@ -60,10 +59,3 @@ def prepare(params: Params, dataset: Dataset, mean: NDArray[np.float64], std: ND
     if not len(validation):
         held_out, images, labels = "test", dataset.test_images, dataset.test_labels
     return Prepared(compute, classifier.to(compute.device), loader, held_out, images, labels)
-
-
-def seed_everything(seed: int) -> None:
-    """Seed torch's, numpy's and Python's global generators (initial weights and dropout draw from torch's)."""
-    random.seed(seed)
-    np.random.seed(seed)  # a library may still draw from the global generator
-    torch.manual_seed(seed)

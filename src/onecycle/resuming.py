@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 
 from onecycle import signals
-from onecycle.checkpoint import Checkpoints
+from onecycle.checkpoint import Checkpoints, InBackground
 from onecycle.params import Params
 from onecycle.progress import TrainingProgress
 from onecycle.training import Epoch, Run
@@ -15,9 +16,17 @@ LogMetrics = Callable[[Mapping[str, float], int], None]
 
 
 def train_to_end(
-    training: Run, checkpoints: Checkpoints, params: Params, held_out: str, log_metrics: LogMetrics
+    training: Run,
+    checkpoints: Checkpoints,
+    params: Params,
+    held_out: str,
+    log_metrics: LogMetrics,
+    in_background: bool | None = None,
 ) -> None:
     """Resume `training` from its last checkpoint if there is one, and train; `log_metrics` gets each epoch's figures.
+
+    `in_background`: whether state is written while training goes on; None: except on the CPU. A fast GPU trains an
+    epoch in the time that a state takes to reach the disk.
 
     Raises:
         Stopped: a signal asked to end; the step was finished and its state saved.
@@ -32,19 +41,22 @@ def train_to_end(
 
     saved = time.monotonic()
     shown = TrainingProgress(params.epochs, training.total_steps, training.state.step, params.batch_size, held_out)
-    with signals.deferred() as request, shown as progress:
+    if in_background is None:
+        in_background = training.device.type != "cpu"
+    saving = InBackground(checkpoints.save) if in_background else nullcontext(checkpoints.save)
+    with signals.deferred() as request, shown as progress, saving as save:
 
         def between_steps() -> None:
             nonlocal saved
             progress.step()
             if request.signal_number is not None or time.monotonic() - saved >= params.runtime.checkpoint_seconds:
-                checkpoints.save(training.snapshot())
+                save(training.snapshot())
                 saved = time.monotonic()
             request.obey()
 
         for epoch in training.epochs(between_steps):
             log_metrics({**series(epoch, held_out), **progress.epoch(epoch)}, epoch.epoch)
-            checkpoints.save(training.snapshot())
+            save(training.snapshot())
             saved = time.monotonic()
             request.obey()
     request.obey()

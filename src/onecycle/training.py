@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onecycle.device import Compute, InPrecision
-from onecycle.errors import UserError
+from onecycle.device import InPrecision
+from onecycle.finite import FiniteLoss
+from onecycle.generators import generator_states, restore_generators
 from onecycle.optimizer import build_optimizer, l1_penalty, set_rate
 from onecycle.params import OptimizerParams, TrainParams
 from onecycle.preparation import Prepared
@@ -52,6 +53,22 @@ class State:
     best_weights: dict[str, Tensor] | None = None
 
 
+class Objective(nn.Module):
+    """All that a step computes of a batch, as one module, so that `torch.compile` covers it whole."""
+
+    def __init__(self, logits: InPrecision, optimizer: OptimizerParams, train: TrainParams) -> None:
+        super().__init__()
+        self._logits, self._optimizer, self._label_smoothing = logits, optimizer, train.label_smoothing
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(what is minimised, the mean cross entropy in it, how many of the (N,) `labels` are right)."""
+        logits = self._logits(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
+        penalty = l1_penalty(self._logits.classifier, self._optimizer)
+        hits = (logits.detach().argmax(dim=1) == labels).sum()
+        return loss if penalty is None else loss + penalty, loss.detach(), hits
+
+
 class Run:
     """A training run: `epochs()` yields each epoch as it ends; `snapshot()` is enough to go on in another process.
 
@@ -64,18 +81,22 @@ class Run:
         schedule: Schedule,
         optimizer: OptimizerParams,
         train: TrainParams,
+        ahead: bool | None = None,
     ) -> None:
+        """`ahead`: whether steps follow each other without waiting for the device; None: on CUDA."""
         compute = prepared.compute
-        self.classifier = prepared.classifier
-        self.state = State(0, *_no_sums(compute))
-        self._loader, self._schedule, self._train, self._compute = prepared.loader, schedule, train, compute
-        self._optimizer_params = optimizer
-        self._optimizer = build_optimizer(self.classifier, optimizer, float(schedule.learning_rate[0]))
-        self._scaler = torch.amp.GradScaler(enabled=compute.precision == torch.float16)
+        self.classifier, self.device = prepared.classifier, compute.device
+        if ahead is None:
+            ahead = self.device.type == "cuda"
+        self.state = State(0, *_no_sums(self.device))
+        self._loader, self._schedule, self._train = prepared.loader, schedule, train
+        self._optimizer = build_optimizer(self.classifier, optimizer, float(schedule.learning_rate[0]), fused=ahead)
+        self._finite = FiniteLoss(self._optimizer, schedule.learning_rate, self._loader.steps, self.device, ahead)
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=compute.precision == torch.float16)
         self._logits = InPrecision(self.classifier, compute)
-        self._compiled = _compiled(self._logits, train, compute)
-        self._held_images = torch.from_numpy(np.array(prepared.held_out_images)).to(compute.device)
-        self._held_labels = torch.from_numpy(np.array(prepared.held_out_labels)).to(compute.device)
+        self.objective = _compiled(Objective(self._logits, optimizer, train), train, self.device)
+        self._held_images = torch.from_numpy(np.array(prepared.held_out_images)).to(self.device)
+        self._held_labels = torch.from_numpy(np.array(prepared.held_out_labels)).to(self.device)
 
     @property
     def total_steps(self) -> int:
@@ -86,7 +107,8 @@ class Run:
         """Train to the end, or until patience runs out, from wherever the run stands.
 
         Raises:
-            UserError: the loss is no longer finite; weights are those before the failed step.
+            UserError: the loss is no longer finite; weights are those before the failed step (batch norm's running
+                statistics have seen its batch, but no snapshot of them can be taken).
         """
         state = self.state
         while state.seen or (state.step < self.total_steps and not self._out_of_patience()):
@@ -114,25 +136,19 @@ class Run:
         step = state.step
         rate = float(self._schedule.learning_rate[step])
         set_rate(self._optimizer, rate, None if momentum is None else float(momentum[step]))
-        logits = self._compiled(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self._train.label_smoothing)
-        penalty = l1_penalty(self.classifier, self._optimizer_params)
-        total = loss if penalty is None else loss + penalty
-        if not bool(torch.isfinite(total)):
-            raise UserError(
-                f"the training loss is {total.item()} at step {step} (epoch {step // self._loader.steps + 1}, "
-                f"learning rate {rate:.3g}); lower one_cycle.max_lr or raise one_cycle.div_factor"
-            )
         self._optimizer.zero_grad(set_to_none=True)
+        total, loss, hits = self.objective(images, labels)
+        self._finite.admit(step, total.detach())
         torch.autograd.backward(self._scaler.scale(total))
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        state.loss_sum += loss.detach().to(state.loss_sum) * len(labels)
-        state.hits += (logits.detach().argmax(dim=1) == labels).sum().to(state.hits)
+        state.loss_sum += loss.to(state.loss_sum) * len(labels)
+        state.hits += hits.to(state.hits)
         state.seen += len(labels)
         state.step += 1
 
     def _end_epoch(self) -> Epoch:
+        self._finite.check()
         state = self.state
         held_out_loss, held_out_accuracy = self._look_at_held_out()
         momentum = self._schedule.momentum
@@ -152,14 +168,14 @@ class Run:
             state.best_epoch = epoch.epoch
             if self._train.keep == "best":
                 state.best_weights = copy.deepcopy(self.classifier.state_dict())
-        state.loss_sum, state.hits = _no_sums(self._compute)
+        state.loss_sum, state.hits = _no_sums(self.device)
         state.seen = 0
         return epoch
 
     def _look_at_held_out(self) -> tuple[float, float]:
         """(loss, accuracy), means over the held-out images, in the precision of training."""
         self.classifier.eval()
-        loss, hits = _no_sums(self._compute)
+        loss, hits = _no_sums(self.device)
         with torch.inference_mode():
             pairs = zip(
                 torch.split(self._held_images, HELD_OUT_BATCH),
@@ -177,9 +193,16 @@ class Run:
         return bool(patience and state.history and state.history[-1].epoch - state.best_epoch >= patience)
 
     def snapshot(self) -> dict[str, Any]:
-        """All that `restore` needs, as tensors, numbers, strings, lists and dicts (loads with weights_only=True)."""
+        """All that `restore` needs, as tensors, numbers, strings and what holds them (loads with weights_only=True).
+
+        Tensors are copies on the CPU, which later steps do not change.
+
+        Raises:
+            UserError: the loss is no longer finite.
+        """
+        self._finite.check()
         state = self.state
-        return {
+        live = {
             "classifier": self.classifier.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
@@ -190,16 +213,16 @@ class Run:
             "history": [asdict(epoch) for epoch in state.history],
             "best_epoch": state.best_epoch,
             "best_weights": state.best_weights,
-            "torch_rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if self._compute.device.type == "cuda" else [],
+            "generators": generator_states(self.device),
         }
+        return {name: _copied(value) for name, value in live.items()}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Stand where `snapshot` was taken."""
         self.classifier.load_state_dict(snapshot["classifier"])
         self._optimizer.load_state_dict(snapshot["optimizer"])
         self._scaler.load_state_dict(snapshot["scaler"])
-        loss_sum, hits = _no_sums(self._compute)
+        loss_sum, hits = _no_sums(self.device)
         self.state = State(
             step=snapshot["step"],
             loss_sum=snapshot["loss_sum"].to(loss_sum),
@@ -209,18 +232,27 @@ class Run:
             best_epoch=snapshot["best_epoch"],
             best_weights=snapshot["best_weights"],
         )
-        torch.set_rng_state(snapshot["torch_rng"].cpu())
-        if self._compute.device.type == "cuda":
-            torch.cuda.set_rng_state_all([state.cpu() for state in snapshot["cuda_rng"]])
+        restore_generators(snapshot["generators"])
 
 
-def _no_sums(compute: Compute) -> tuple[Tensor, Tensor]:
+def _no_sums(device: torch.device) -> tuple[Tensor, Tensor]:
     """(loss sum, hits) of no images, on the device; mps has no float64, so there they live on the CPU."""
-    place = torch.device("cpu") if compute.device.type == "mps" else compute.device
+    place = torch.device("cpu") if device.type == "mps" else device
     return torch.zeros((), dtype=torch.float64, device=place), torch.zeros((), dtype=torch.int64, device=place)
 
 
-def _compiled(logits: InPrecision, train: TrainParams, compute: Compute) -> Callable[[Tensor], Tensor]:
-    """`logits`, compiled if `train.compile` says so; auto compiles on CUDA only (on a CPU it makes bf16 slower)."""
-    wanted = compute.device.type == "cuda" if train.compile == "auto" else train.compile
-    return torch.compile(logits, mode="max-autotune") if wanted else logits
+def _compiled(objective: Objective, train: TrainParams, device: torch.device) -> Callable[..., Any]:
+    """`objective`, compiled if `train.compile` says so; auto compiles on CUDA only (on a CPU it makes bf16 slower)."""
+    wanted = device.type == "cuda" if train.compile == "auto" else train.compile
+    return torch.compile(objective, mode="max-autotune") if wanted else objective
+
+
+def _copied(value: Any) -> Any:
+    """`value` with each tensor in it copied to the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_copied(each) for each in value]
+    return value

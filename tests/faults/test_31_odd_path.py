@@ -19,6 +19,7 @@ def test_stages_and_store_work_there(pipeline: Path, tmp_path: Path) -> None:
     command(workspace, "dvc", "repro", "--force", "--single-item", "train")
     assert (workspace / "dvc.lock").read_bytes() == (pipeline / "dvc.lock").read_bytes()
     command(workspace, "onecycle", "sync")
+    assert list(tmp_path.iterdir()) == [workspace], "a folder of the quoted name beside it"
     assert command(workspace, "git", "status", "--porcelain").stdout == ""
     with closing(sqlite3.connect(workspace / "mlflow.db")) as store:
         rows = store.execute("SELECT status, artifact_uri FROM runs").fetchall()

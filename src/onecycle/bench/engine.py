@@ -6,6 +6,7 @@ import platform
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -64,6 +65,7 @@ class Engine:
             self._tasks["training", name, short] = Task(batch, _training(run, prepared.loader, device, prefetched))
             if ("matrix", short) not in self._tasks:
                 self._tasks["matrix", short] = _matrix(compute)
+                self._tasks["convolution", short] = _convolution(compute, batch, params.model.width)
                 self._tasks["network", short] = Task(batch, _network(run, example, device))
 
     def about(self) -> dict[str, Any]:
@@ -82,7 +84,7 @@ class Engine:
         }
 
     def rate(self, turn: Turn, turn_seconds: float) -> float:
-        """Images a second; for ("matrix", precision) floating-point operations a second."""
+        """Images a second; for ("matrix", …) and ("convolution", …) floating-point operations a second."""
         return self._tasks[turn].rate(turn_seconds)
 
 
@@ -139,15 +141,15 @@ def _network(run: Run, example: tuple[Tensor, Tensor], device: torch.device) -> 
     """Seconds for so many forward and backward passes of one batch, without optimiser and input."""
     pixels, labels = example
 
+    def work() -> None:
+        run.classifier.zero_grad(set_to_none=True)
+        torch.autograd.backward(run.objective(pixels, labels)[0])
+
+    repeated = _repeated(work, device)
+
     def seconds(times: int) -> float:
-        watch = Stopwatch(device)
         run.classifier.train()
-        watch.resume()
-        for _ in range(times):
-            run.classifier.zero_grad(set_to_none=True)
-            torch.autograd.backward(F.cross_entropy(run._compiled(pixels), labels))
-        watch.pause()
-        return watch.seconds
+        return repeated(times)
 
     return seconds
 
@@ -191,13 +193,32 @@ def _matrix(compute: Compute) -> Task:
         torch.randn(side, side, device=compute.device, dtype=compute.precision, generator=generator) for _ in range(2)
     )
     product = torch.empty_like(left)
+    return Task(2 * side**3, _repeated(lambda: torch.mm(left, right, out=product), compute.device))
+
+
+def _convolution(compute: Compute, batch: int, width: int) -> Task:
+    """Forward passes of the last 3×3 layer that is pooled, which some CPUs compute faster than a matrix product."""
+    inputs, outputs, side = 4 * width, 8 * width, 8
+    generator = torch.Generator(compute.device).manual_seed(0)
+    pixels, weights = (
+        torch.randn(*shape, device=compute.device, dtype=compute.precision, generator=generator).to(
+            memory_format=torch.channels_last
+        )
+        for shape in ((batch, inputs, side, side), (outputs, inputs, 3, 3))
+    )
+    convolved = partial(F.conv2d, pixels, weights, padding=1)
+    return Task(2 * 9 * inputs * outputs * side**2 * batch, _repeated(convolved, compute.device))
+
+
+def _repeated(work: Callable[[], object], device: torch.device) -> Callable[[int], float]:
+    """Seconds for so many times of `work`."""
 
     def seconds(times: int) -> float:
-        watch = Stopwatch(compute.device)
+        watch = Stopwatch(device)
         watch.resume()
         for _ in range(times):
-            torch.mm(left, right, out=product)
+            work()
         watch.pause()
         return watch.seconds
 
-    return Task(2 * side**3, seconds)
+    return seconds

@@ -161,7 +161,11 @@ def weights(recorded: Path, now: Path) -> Weights:
 
 
 def predictions(recorded: Place, now: Place) -> Predictions | None:
-    """The test images, one by one; None where either run has not evaluated."""
+    """The test images, one by one; None where either run has not evaluated.
+
+    Raises:
+        UserError: what either holds does not make sense, so it is not to be compared.
+    """
     try:
         then, here = read(recorded), read(now)
     except AbsentError:

@@ -210,12 +210,17 @@ def _compare(
         notes.append("the recorded model is not in DVC's cache any more: its hash is compared, not each tensor")
     else:
         found_weights = agreement.weights(recorded_model, tree.folder / paths.MODEL)
+    found_predictions = None
+    try:
+        found_predictions = agreement.predictions(record.place, again)
+    except UserError as error:  # hashes and metrics are compared all the same
+        notes.append(f"no predictions are compared: {error}")
     return Agreement(
         agreement.outputs(then, now, stages),
         agreement.changed_code(then, now, stages),
         agreement.metrics(record.place, again),
         found_weights,
-        agreement.predictions(record.place, again),
+        found_predictions,
         differing,
         limits,
     )

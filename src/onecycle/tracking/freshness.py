@@ -1,4 +1,4 @@
-"""Whether a stage's results on disk are what DVC recorded for the code, data and params that are there now."""
+"""What dvc.lock says of stages: whether results on disk are what it recorded, and which a command left undone."""
 
 from __future__ import annotations
 
@@ -43,22 +43,44 @@ def fresh(stage: str, lock: Lock, params: Mapping[str, str], root: Path = Path()
     Args:
         params: dotted key → value, as the row has them.
     """
-    entry = lock.get(stage)
+    if not _recorded(stage, lock, params):
+        return False
+    entry, written = lock[stage], _written(lock)
+    read = [dep for dep in entry.get("deps", ()) if dep["path"] not in written]
+    return all(_unchanged(path, root) for path in (*read, *entry.get("outs", ())))
+
+
+def undone(graph: Lock, lock: Lock, params: Mapping[str, str]) -> list[str]:
+    """The stages that a command which runs all that changed has left as they were: it did not get to its end.
+
+    Args:
+        graph: dvc.yaml's stages.
+        params: as for `fresh`.
+    """
+    return [name for name, stage in graph.items() if not (stage.get("frozen") or _recorded(name, lock, params))]
+
+
+def _recorded(stage: str, lock: Lock, params: Mapping[str, str]) -> bool:
+    """Whether `stage` was recorded with these params, and with what the stages before it were recorded to have written.
+
+    That holds whatever was changed on disk since.
+    """
+    entry, written = lock.get(stage), _written(lock)
     if entry is None:
         return False
     recorded = yaml_values.flat(entry.get("params", {}).get(paths.PARAMS.name, {}))
-    written = {out["path"]: out for other in lock.values() for out in other.get("outs", ())}
-    return (
-        all(key in params and yaml_values.same(value, params[key]) for key, value in recorded.items())
-        and all(_unchanged(dep, written.get(dep["path"]), root) for dep in entry.get("deps", ()))
-        and all(_unchanged(out, None, root) for out in entry.get("outs", ()))
+    return all(key in params and yaml_values.same(value, params[key]) for key, value in recorded.items()) and all(
+        dep.get("md5") == written[dep["path"]].get("md5") for dep in entry.get("deps", ()) if dep["path"] in written
     )
 
 
-def _unchanged(recorded: Mapping[str, Any], producer: Mapping[str, Any] | None, root: Path) -> bool:
-    """Whether a path holds what was recorded; what another stage wrote is compared with that stage's record."""
-    if producer is not None:
-        return bool(recorded.get("md5") == producer.get("md5"))
+def _written(lock: Lock) -> dict[str, Mapping[str, Any]]:
+    """Path → what is recorded of it, of all that stages wrote."""
+    return {out["path"]: out for stage in lock.values() for out in stage.get("outs", ())}
+
+
+def _unchanged(recorded: Mapping[str, Any], root: Path) -> bool:
+    """Whether a path holds what was recorded."""
     path = root / recorded["path"]
     if not path.is_file():
         return path.is_dir() and str(recorded.get("md5", "")).endswith(".dir")

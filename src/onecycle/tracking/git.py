@@ -33,7 +33,11 @@ def final_lock(workspace: Path, experiment: str | None, baseline: str | None) ->
     """
     with suppress(FileNotFoundError, NotADirectoryError):
         return (workspace / paths.DVC_LOCK).read_text(encoding="utf-8")
-    if not (experiment and baseline):
-        return ""
-    commit = f"refs/exps/{baseline[:2]}/{baseline[2:]}/{experiment}"
-    return git("-C", str(paths.original_root()), "show", f"{commit}:./{paths.DVC_LOCK}", strip=False)
+    commit = experiment_commit(experiment, baseline) if experiment and baseline else ""
+    return git("-C", str(paths.original_root()), "show", f"{commit}:./{paths.DVC_LOCK}", strip=False) if commit else ""
+
+
+def experiment_commit(experiment: str, baseline: str) -> str:
+    """The commit that DVC made of an experiment which started from the commit `baseline`; empty when there is none."""
+    reference = f"refs/exps/{baseline[:2]}/{baseline[2:]}/{experiment}"
+    return git("-C", str(paths.original_root()), "rev-parse", "--verify", "--quiet", reference)

@@ -11,7 +11,7 @@ from filelock import FileLock
 from onecycle import paths
 from onecycle.tracking.errors import guarded
 from onecycle.tracking.export import export
-from onecycle.tracking.store import Store
+from onecycle.tracking.store import Store, as_mlflows_own
 from onecycle.tracking.summary import Model
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ def record(store: Store, run_id: str, model: Model, files: Path, evaluated: bool
                 if trouble:
                     store.log(run_id, tags={"model.error": trouble})
                     return
-                version = _register(store, run_id, model.md5, exported)
+                with as_mlflows_own():
+                    version = _register(store, run_id, model.md5, exported)
     if version is None:  # a cached evaluation of a model that is not here
         return
     _name(store, run_id, version)
@@ -55,19 +56,23 @@ def record(store: Store, run_id: str, model: Model, files: Path, evaluated: bool
 
 
 def find(client: MlflowClient, name: str, md5: str) -> ModelVersion | None:
-    """The last version of the registered model `name` that was made from the model file with this MD5.
+    """The first version of the registered model `name` that was made from the model file with this MD5.
 
     Raises:
         StoreError: the store cannot be asked.
     """
     query = f"name = '{name}' and tags.`{MD5_TAG}` = '{md5}'"
     with guarded():
-        found = client.search_model_versions(query, max_results=1, order_by=["version_number DESC"])
+        found = client.search_model_versions(query, max_results=1, order_by=["version_number ASC"])
     return found[0] if found else None
 
 
 def _register(store: Store, run_id: str, md5: str, folder: Path) -> ModelVersion:
-    """Log an exported model and make it a version; after a kill in between, the same logged model is used again."""
+    """Log an exported model and make it a version; after a kill in between, the same logged model is used again.
+
+    Another workspace may register the same model at the same time, which no lock of ours prevents. Of both versions
+    the first one counts, for both: whoever made the other takes it back.
+    """
     from mlflow.exceptions import MlflowException
 
     tags: dict[str, Any] = {MD5_TAG: md5}
@@ -83,9 +88,14 @@ def _register(store: Store, run_id: str, md5: str, folder: Path) -> ModelVersion
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        return store.client.create_model_version(
+        made = store.client.create_model_version(
             store.name, f"models:/{model.model_id}", run_id, tags=tags, model_id=model.model_id
         )
+        first = find(store.client, store.name, md5) or made
+        if str(first.version) != str(made.version):
+            store.client.delete_model_version(store.name, made.version)
+            store.client.delete_logged_model(model.model_id)
+        return first
 
 
 def _name(store: Store, run_id: str, version: ModelVersion) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from onecycle.tracking import registry, source
 from onecycle.tracking.collect import STAGES
 from onecycle.tracking.describe import description
+from onecycle.tracking.ending import cut_short, left_undone
 from onecycle.tracking.errors import DeletedRowError, StoreError
 from onecycle.tracking.execution import Process
 from onecycle.tracking.filling import fill_in
@@ -35,7 +36,9 @@ class Relay:
         self._store: Store | None = None
         self._known_params: dict[str, str] = {}  # by the store, from this process
         self._known_tags: dict[str, str] = {}
+        self._known_end: tuple[str, int | None] | None = None
         self._model_recorded = False
+        self._watched = False  # whether the command was seen alive, so that its end was seen, too
         self._sent = replace(journal.sent(), sender=Process.current(), trouble=None)
         journal.acknowledge(self._sent)
 
@@ -70,6 +73,7 @@ class Relay:
         if self.summary.running and not self._alive(self.summary.running[1]):
             self.journal.append("close", stage=self.summary.running[0], status="KILLED", durable=True)
             self.read()
+        self._watched = self._watched or not self.over
 
     def note(self, system: SystemMetrics) -> None:
         """While a stage runs, add how busy the machine is, by seconds since the row began."""
@@ -77,24 +81,37 @@ class Relay:
             seconds = int(time.time() - self.summary.started / 1000)
             self.journal.append("metrics", stage=self.summary.running[0], values=values, step=seconds)
 
-    def finish(self) -> bool:
-        """Add what shows only when the command has ended: its dvc.lock, and later stages whose results DVC kept.
+    def finish(self, patient: bool = False) -> bool:
+        """Add what shows only when the command has ended: its dvc.lock, later stages whose results DVC kept, and
+        those that it should have run and did not, since it was killed before.
+
+        Args:
+            patient: whether to wait for DVC, which may have an experiment still to put where git knows it.
 
         Returns:
-            False when DVC has still to put the experiment where its dvc.lock can be read.
+            False when that is to be waited for.
         """
         summary, execution = self.summary, self.summary.execution
         if not execution or not execution.command or summary.status != "FINISHED" or source.LOCK_TAG in summary.tags:
             return True
         workspace = Path(summary.workspace)
         lock = final_lock(workspace, execution.experiment, execution.baseline)
-        if not lock:
-            return workspace.exists()
-        with suppress(FileNotFoundError):  # the next command is at work there already
-            fill_in(self.journal, [stage for stage in STAGES if stage not in summary.stages], summary.params, workspace)
-        file = self.journal.keep_content(source.LOCK.name, lock.encode())
-        self.journal.append("artifact", stage="", file=file, folder=source.FOLDER)
-        self.journal.append("tags", stage="", values=source.lock_tags(lock.encode()))
+        # Else others may have been here since.
+        left = self._watched or (execution.experiment and not workspace.exists())
+        undone = left_undone(lock, workspace, summary.stages, summary.params) if left else []
+        cut = bool(undone) and cut_short(execution, workspace)
+        if patient and (cut is None or not (lock or workspace.exists())):
+            return False
+        if lock:
+            with suppress(FileNotFoundError):  # the next command is at work there already
+                later = [stage for stage in STAGES if stage not in summary.stages]
+                fill_in(self.journal, later, summary.params, workspace)
+            file = self.journal.keep_content(source.LOCK.name, lock.encode())
+            self.journal.append("artifact", stage="", file=file, folder=source.FOLDER)
+            self.journal.append("tags", stage="", values=source.lock_tags(lock.encode()))
+        if cut:
+            self.journal.append("undone", stage="", stages=undone)
+            self.journal.append("tags", stage="", values={"error": f"dvc ended before it ran {', '.join(undone)}"})
         self.read()
         return True
 
@@ -151,7 +168,7 @@ class Relay:
         elif self._sent.store != store.identity:
             self._acknowledge(offset=0)
         self._acknowledge(store=store.identity, run_id=run_id)
-        self._store, self._known_params, self._known_tags = store, {}, {}
+        self._store, self._known_params, self._known_tags, self._known_end = store, {}, {}, None
         return store
 
     def _deliver(self, store: Store) -> None:
@@ -173,7 +190,10 @@ class Relay:
                 store.dataset(run_id, **entry["dataset"])
             elif entry["event"] == "artifact":
                 store.artifact(run_id, self.journal.files / entry["file"], entry["folder"])
-        store.set_status(run_id, summary.status, summary.ended)
+        end = (summary.status, summary.ended)
+        if end != self._known_end:  # it costs as much as an epoch's metrics
+            store.set_status(run_id, *end)
+            self._known_end = end
 
     def _acknowledge(self, **changes: str | int | None) -> None:
         self._sent = replace(self._sent, **changes)  # type: ignore[arg-type]

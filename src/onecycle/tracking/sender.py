@@ -47,7 +47,7 @@ def follow(journal: Journal) -> bool:
         finished = False
         if relay.over:
             finish_by = min(finish_by, now + COLLECT_SECONDS)
-            finished = relay.finish() or now > finish_by
+            finished = relay.finish(patient=now <= finish_by)
         elif relay.connected:
             system = system or SystemMetrics()
             relay.note(system)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -133,6 +134,24 @@ class Store:
 def current_uri() -> str:
     """The address of the store that is current now."""
     return os.environ.get("MLFLOW_TRACKING_URI") or default_uri()
+
+
+@contextmanager
+def as_mlflows_own() -> Iterator[None]:
+    """While open, the current store is the one that MLflow takes where it is not told which.
+
+    Making a version asks that one for the model, whatever store its client has. Otherwise it would be `mlflow.db` in
+    the working directory, by an absolute address, for which see `database`.
+    """
+    named = os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = current_uri()
+    try:
+        yield
+    finally:
+        if named is None:
+            del os.environ["MLFLOW_TRACKING_URI"]
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = named
 
 
 def connect(experiment: str) -> Store:

@@ -11,7 +11,7 @@ from onecycle.tracking.journal import Entry, Journal
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
-_BAD_ENDS: tuple[Status, ...] = ("KILLED", "FAILED")
+_BAD_ENDS: dict[str, Status] = {"killed": "KILLED", "failed": "FAILED", "not run": "FAILED"}
 """The end of a stage that decides the row's, whatever other stages did (`dvc repro --keep-going`); worst first."""
 
 
@@ -41,7 +41,7 @@ class Summary:
     """The latest value of each."""
     tags: dict[str, str] = field(default_factory=dict)
     stages: dict[str, str] = field(default_factory=dict)
-    """Stage → "ran", "cached", or how it ended otherwise."""
+    """Stage → "ran", "cached", how it ended otherwise, or "not run" when the command ended before it."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Stage → how long it had the row open; only for those that closed it."""
     model: Model | None = None
@@ -71,7 +71,7 @@ class Summary:
         if self.running:
             return "RUNNING"
         ends = self.stages.values()
-        return next((status for status in _BAD_ENDS if status.lower() in ends), "FINISHED")
+        return next((status for end, status in _BAD_ENDS.items() if end in ends), "FINISHED")
 
     def _add(self, entry: Entry) -> None:
         stage = entry["stage"]
@@ -96,6 +96,8 @@ class Summary:
                 self.model = Model(**entry["model"])
             case "cached":
                 self.stages[stage] = "cached"
+            case "undone":
+                self.stages |= dict.fromkeys(entry["stages"], "not run")
             case "told":
                 self.told = True
             case "close":

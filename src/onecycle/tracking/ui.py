@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from onecycle.errors import UserError
 from onecycle.tracking import view
 from onecycle.tracking.errors import StoreError
+from onecycle.tracking.redaction import without_secrets
 from onecycle.tracking.store import current_uri, experiments, tag_experiment
 
 
@@ -25,7 +26,7 @@ def serve(port: int) -> None:
         found = experiments()
     except StoreError as error:
         raise UserError(f"{error}; `make ui` needs a store that answers") from None
-    base = uri.rstrip("/") if remote else f"http://127.0.0.1:{port}"
+    base = without_secrets(uri.rstrip("/")) if remote else f"http://127.0.0.1:{port}"
     if not remote:
         _check_free(port)
     if not found:

@@ -1,0 +1,42 @@
+"""How a `dvc` command ended. No process learns how one that it did not start did, so it is read off what DVC leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from onecycle import paths
+from onecycle.tracking.collect import STAGES
+from onecycle.tracking.execution import Execution
+from onecycle.tracking.freshness import parse_lock, undone
+from onecycle.tracking.git import experiment_commit
+
+_ASKING = {"-i", "--interactive", "--dry"}
+
+
+def left_undone(lock: str, workspace: Path, ran: Collection[str], params: Mapping[str, str]) -> list[str]:
+    """The stages that DVC would run next in what a command has left.
+
+    Args:
+        lock: the dvc.lock that it left.
+        ran: the stages that it did run.
+        params: dotted key → value, as the row has them.
+    """
+    here = workspace if workspace.exists() else paths.original_root()
+    graph = parse_lock((here / paths.DVC_YAML).read_bytes()) if (here / paths.DVC_YAML).exists() else {}
+    others = {stage: graph[stage] for stage in STAGES if stage in graph and stage not in ran}
+    return undone(others, parse_lock(lock.encode()), params)
+
+
+def cut_short(execution: Execution, workspace: Path) -> bool | None:
+    """Whether a command that has left stages undone was to run them; None when DVC has still to show it.
+
+    DVC makes a commit of an experiment that came to its end, and only then removes its temporary folder. Elsewhere it
+    was to run them if no stage was named on its command line.
+    """
+    if execution.experiment and execution.baseline:
+        if experiment_commit(execution.experiment, execution.baseline):
+            return False
+        return None if workspace != paths.original_root() and workspace.exists() else True
+    command, *words = (execution.command or "").split()[1:] or [""]
+    return command == "repro" and all(word.startswith("-") for word in words) and _ASKING.isdisjoint(words)
