@@ -25,8 +25,10 @@ EDGES = {
     "onecycle.paths": "where things lie",
     "onecycle.progress": "what a terminal shows",
     "onecycle.refusals": "what a user is told of params.yaml",
+    "onecycle.reproduction.rerun": "how a run is made again",
     "onecycle.resuming": "when state is saved; the same bits either way",
     "onecycle.signals": "how a process is asked to end",
+    "onecycle.show": "what a user is told of a run",
     "onecycle.stage": "how a process starts and ends",
     "onecycle.tracking": "what MLflow is told",
 }

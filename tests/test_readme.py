@@ -225,6 +225,7 @@ def test_the_params_stage_takes_each_recipe(overrides: dict[str, str], tmp_path:
 @pytest.mark.timeout(1800)
 def test_each_recipe_trains_on_digits(tmp_path: Path) -> None:
     folder = clone(tmp_path / "repo")
+    set_params(folder, {"batch_size": 160})  # a rate of 0.4 is for batches of 512
     for overrides in recipes():
         changes = [word for key, value in overrides.items() for word in ("-S", f"{key}={value}")]
         command(folder, "dvc", "exp", "run", *changes)

@@ -19,6 +19,7 @@ from onecycle.revisions import REFERENCE, Place
 from onecycle.stats_tests import mean_of_runs
 from onecycle.summary import ABSENT, duration, spread
 from onecycle.tracking import yaml_values
+from onecycle.tracking.git import git
 from onecycle.tracking.yaml_values import spelled
 
 README = Path("README.md")
@@ -52,7 +53,8 @@ def table() -> str:
     Raises:
         UserError: a reference run cannot be read.
     """
-    here = yaml_values.flat(yaml_values.load(paths.PARAMS.read_bytes()))
+    committed = git("show", f"HEAD:./{paths.PARAMS.as_posix()}")  # an experiment may have left its own in the workspace
+    here = yaml_values.flat(yaml_values.load(committed or paths.PARAMS.read_bytes()))
     lines = [_cells(recipe, runs, here) for recipe, runs in recipes().items()]
     if not lines:
         return f"{NONE}\n"
@@ -73,7 +75,7 @@ def _cells(recipe: str, runs: Sequence[Place], here: Mapping[str, Any]) -> Itera
 
 
 def _command(params: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """What runs a recipe with the params.yaml that is here; none where that has other knobs than the recipe had."""
+    """What runs a recipe with the committed params.yaml; none where that has other knobs than the recipe had."""
     changed = recipe_differing(here, params)
     if any(key not in here or key not in params for key in changed):
         return ABSENT

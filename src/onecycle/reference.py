@@ -25,6 +25,7 @@ from onecycle.provenance import Environment, Recorded
 from onecycle.recipe import SEED, recipe_differing
 from onecycle.results import Results, read
 from onecycle.revisions import REFERENCE, Place, find, seeds
+from onecycle.summary import duration
 from onecycle.tracking.errors import StoreError
 from onecycle.tracking.times import Training, trainings
 from onecycle.tracking.yaml_values import spelled
@@ -164,4 +165,4 @@ def _told(results: Results, trained: Environment, trouble: str) -> str:
     accuracy = f"test accuracy {100 * results.metrics['accuracy']:.2f} %"
     if trained.training_seconds is None:
         return f"{accuracy}; time and hardware unknown: {trouble}"
-    return f"{accuracy}, trained in {trained.training_seconds:,.0f} s on {trained.hardware}"
+    return f"{accuracy}, trained in {duration(trained.training_seconds)} on {trained.hardware}"
