@@ -96,10 +96,9 @@ class Relay:
             return True
         workspace = Path(summary.workspace)
         lock = final_lock(workspace, execution.experiment, execution.baseline)
-        left = self._watched or (
-            execution.experiment and not workspace.exists()
-        )  # else others may have been here since
-        undone = left_undone(lock, workspace, summary.stages, summary.params) if left else []
+        gone = execution.experiment and not workspace.exists()
+        seen = self._watched or gone  # else others may have been at work there since
+        undone = left_undone(lock, workspace, summary.stages, summary.params) if seen else []
         cut = bool(undone) and cut_short(execution, workspace)
         if patient and (cut is None or not (lock or workspace.exists())):
             return False
