@@ -16,7 +16,7 @@ from pathlib import Path
 from onecycle.tracking import registry
 from onecycle.tracking.collect import STAGES
 from onecycle.tracking.describe import description
-from onecycle.tracking.ending import cut_short, left_undone
+from onecycle.tracking.ending import cut_short, left_undone, temporary
 from onecycle.tracking.errors import DeletedRowError, StoreError
 from onecycle.tracking.execution import Process
 from onecycle.tracking.filling import fill_in
@@ -100,7 +100,7 @@ class Relay:
         seen = self._watched or gone  # else others may have been at work there since
         undone = left_undone(lock, workspace, summary.stages, summary.params) if seen else []
         cut = bool(undone) and cut_short(execution, workspace)
-        if patient and (cut is None or not (lock or workspace.exists())):
+        if patient and (cut is None or (temporary(workspace) and not lock)):  # half removed, it may hold nothing
             return False
         if lock:
             with suppress(FileNotFoundError):  # the next command is at work there already
