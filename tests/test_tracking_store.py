@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 
 import mlflow
@@ -28,6 +29,9 @@ from onecycle.tracking.database import default_uri, prepare
 from onecycle.tracking.ending import cut_short
 from onecycle.tracking.execution import Execution, Process
 from onecycle.tracking.git import final_lock
+from onecycle.tracking.journal import Journal
+from onecycle.tracking.rebuild import NOBODY
+from onecycle.tracking.relay import Relay
 from onecycle.tracking.relocate import relocate
 from onecycle.tracking.store import EXPERIMENT_PREFIX, connect
 from onecycle.tracking.summary import Model
@@ -471,6 +475,23 @@ def test_an_experiment_came_to_its_end_when_dvc_has_made_a_commit_of_it(workspac
         subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *command], check=True)
     subprocess.run(["git", "update-ref", f"refs/exps/ab/{baseline[2:]}/odd-name", "HEAD"], check=True)
     assert cut_short(experiment, folder) is False
+
+
+def test_an_experiments_folder_that_is_half_removed_says_nothing_of_its_end(workspace: Workspace) -> None:
+    workspace.write("dvc.yaml", {"stages": {"stats": {}, "train": {}}})
+    folder = workspace.root / ".dvc/tmp/exps/tmp1"
+    folder.mkdir(parents=True)
+    execution = asdict(Execution(NOBODY, "dvc exp run --queue", "odd-name", "ab" * 20))
+    journal = Journal(workspace.root / ".state/journal/one")
+    opened = {"process": asdict(NOBODY), "params": {}, "row": "row", "workspace": str(folder)}
+    journal.append("open", stage="stats", execution=execution, **opened)
+    journal.append("close", stage="stats", status="FINISHED")
+    relay = Relay(journal)
+    relay.read()
+    assert not relay.finish(patient=True)
+    folder.rmdir()
+    assert relay.finish()
+    assert (relay.summary.status, relay.summary.stages) == ("FAILED", {"stats": "ran", "train": "not run"})
 
 
 def test_the_lock_of_an_experiment_whose_folder_is_gone_is_read_from_its_commit(workspace: Workspace) -> None:

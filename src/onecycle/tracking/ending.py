@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from onecycle import paths
 from onecycle.tracking.collect import STAGES
 from onecycle.tracking.execution import Execution
-from onecycle.tracking.freshness import parse_lock, undone
+from onecycle.tracking.freshness import Lock, parse_lock, undone
 from onecycle.tracking.git import experiment_commit
 
 _ASKING = {"-i", "--interactive", "--dry"}
@@ -22,8 +23,7 @@ def left_undone(lock: str, workspace: Path, ran: Collection[str], params: Mappin
         ran: the stages that it did run.
         params: dotted key → value, as the row has them.
     """
-    here = workspace if workspace.exists() else paths.original_root()
-    graph = parse_lock((here / paths.DVC_YAML).read_bytes()) if (here / paths.DVC_YAML).exists() else {}
+    graph = _graph(workspace) or _graph(paths.original_root())
     others = {stage: graph[stage] for stage in STAGES if stage in graph and stage not in ran}
     return undone(others, parse_lock(lock.encode()), params)
 
@@ -37,6 +37,18 @@ def cut_short(execution: Execution, workspace: Path) -> bool | None:
     if execution.experiment and execution.baseline:
         if experiment_commit(execution.experiment, execution.baseline):
             return False
-        return None if workspace != paths.original_root() and workspace.exists() else True
+        return None if temporary(workspace) and workspace.exists() else True
     command, *words = (execution.command or "").split()[1:] or [""]
     return command == "repro" and all(word.startswith("-") for word in words) and _ASKING.isdisjoint(words)
+
+
+def temporary(workspace: Path) -> bool:
+    """Whether it is the folder of a temporary or queued experiment, which DVC removes after the experiment's end."""
+    return "/.dvc/tmp/exps/" in workspace.as_posix()
+
+
+def _graph(folder: Path) -> Lock:
+    """The stages in a folder's dvc.yaml; none where that is not there (any more)."""
+    with suppress(FileNotFoundError):
+        return parse_lock((folder / paths.DVC_YAML).read_bytes())
+    return {}

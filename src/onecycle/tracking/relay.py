@@ -15,7 +15,7 @@ from pathlib import Path
 from onecycle.tracking import registry, source
 from onecycle.tracking.collect import STAGES
 from onecycle.tracking.describe import description
-from onecycle.tracking.ending import cut_short, left_undone
+from onecycle.tracking.ending import cut_short, left_undone, temporary
 from onecycle.tracking.errors import DeletedRowError, StoreError
 from onecycle.tracking.execution import Process
 from onecycle.tracking.filling import fill_in
@@ -96,11 +96,11 @@ class Relay:
             return True
         workspace = Path(summary.workspace)
         lock = final_lock(workspace, execution.experiment, execution.baseline)
-        # Else others may have been here since.
-        left = self._watched or (execution.experiment and not workspace.exists())
-        undone = left_undone(lock, workspace, summary.stages, summary.params) if left else []
+        gone = execution.experiment and not workspace.exists()
+        seen = self._watched or gone  # else others may have been at work there since
+        undone = left_undone(lock, workspace, summary.stages, summary.params) if seen else []
         cut = bool(undone) and cut_short(execution, workspace)
-        if patient and (cut is None or not (lock or workspace.exists())):
+        if patient and (cut is None or (temporary(workspace) and not lock)):  # half removed, it may hold nothing
             return False
         if lock:
             with suppress(FileNotFoundError):  # the next command is at work there already
