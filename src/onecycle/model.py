@@ -72,9 +72,10 @@ class BasicBlock(nn.Module):
         )
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            # A projection of every stride-th pixel, which are picked first: in the weights' gradient of a strided 1×1
+            # with fewer than 8 channels, torch 2.15's oneDNN writes past the end on CPUs that have AVX2 at most.
+            pick = nn.AvgPool2d(1, stride)
+            self.shortcut = nn.Sequential(pick, nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
         self.end = nn.Sequential(nn.ReLU(), *([nn.Dropout(dropout)] if dropout else []))
 
     def forward(self, x: Tensor) -> Tensor:
