@@ -42,7 +42,9 @@ def test_a_repro_of_everything_in_a_fresh_clone_is_one_whole_row(pipeline: Path,
     got = Path(client(pipeline).download_artifacts(row.info.run_id, "", str(tmp_path)))
     files = {f"{folder}/{file.name}" for stage in found.values() for file, folder in stage.artifacts}
     assert {"stats/samples.png", "report/index.html", "report/figures/curves.png"} <= files
+    files.add("source/dvc.lock")
     assert {file.relative_to(got).as_posix() for file in got.rglob("*") if file.is_file()} == files
+    assert (got / "source/dvc.lock").read_bytes() == (pipeline / paths.DVC_LOCK).read_bytes()
     dataset = json.loads((pipeline / paths.DATASET / "dataset.json").read_text(encoding="utf-8"))
     assert row.inputs.dataset_inputs[0].dataset.digest == dataset["digest"][:32]
 
@@ -66,9 +68,10 @@ def test_the_commands_in_a_description_make_the_row_again(workspace: Path, tmp_p
     command(workspace, "onecycle", "sync")
     [row] = rows(workspace)
     lines = [line.strip() for line in row.data.tags["mlflow.note.content"].splitlines() if line.startswith("    ")]
-    assert len(lines) == 2
+    assert len(lines) == 3
+    assert lines[0] == f"onecycle reproduce {row.info.run_id}"  # test_reproduce has that
     command(tmp_path, "git", "clone", "-q", str(workspace), "clone")
-    for line in lines:
+    for line in lines[1:]:
         command(tmp_path / "clone", *line.split(), ONECYCLE_TRACKING="off")
     for stage in ("stats", "lr_range", "train"):
         again = collect(stage, tmp_path / "clone").metrics
