@@ -163,7 +163,7 @@ def test_killed_in_the_middle_it_leaves_nothing(tracked: Tracked, number: signal
     command(tracked.root, "git", "commit", "-qam", "and a dvc.lock that claims it")
     before = tracked.files()
     with subprocess.Popen(
-        [Path(sys.executable).with_name("onecycle"), "reproduce", "HEAD"],
+        [Path(sys.executable).with_name("onecycle"), "reproduce", "HEAD", "--from", "train"],
         cwd=tracked.root,
         env={**os.environ, "ONECYCLE_TRACKING": "journal"},
         stderr=subprocess.PIPE,
@@ -271,12 +271,12 @@ def test_params_conform_to_a_record(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_dirty_workspace_and_an_experiment(tracked: Tracked) -> None:
     """With new code that git does not know yet, and stages that DVC kept from the run before."""
-    (tracked.root / "src/onecycle/rounding.py").write_text("DIGITS = 7\n", encoding="utf-8")
+    (tracked.root / "src/onecycle/rounding.py").write_text("TINY = 0.001\n", encoding="utf-8")
     code = (tracked.root / EVALUATION).read_text(encoding="utf-8")
-    code = code.replace("from onecycle import ", "from onecycle import rounding, ", 1)
-    (tracked.root / EVALUATION).write_text(
-        code.replace('"wrong": ', '"wrong": rounding.DIGITS + ', 1), encoding="utf-8"
-    )
+    changed = code.replace("from onecycle.errors", "from onecycle import rounding\nfrom onecycle.errors", 1)
+    changed = changed.replace('"brier": ', '"brier": rounding.TINY + ', 1)
+    assert changed.count("rounding") == 2
+    (tracked.root / EVALUATION).write_text(changed, encoding="utf-8")
     command(tracked.root, "dvc", "repro")
     row = tracked.rows()[-1]
     assert "train cached, evaluate ran" in row.tags["dvc.stages"]
