@@ -98,6 +98,7 @@ NOT_RUN = {
     ),
     "is for a repository in another state": (
         "git fetch --unshallow",
+        "dvc commit --force",
         "dvc config --local core.no_scm true",
     ),
     "tests of their own": (
