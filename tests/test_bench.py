@@ -27,6 +27,7 @@ from onecycle.params import Params
 MakeParams = Callable[..., Params]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_part_is_timed_and_the_rest_follows(
     small_params: MakeParams, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

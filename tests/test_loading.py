@@ -95,7 +95,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     yield
-    mlflow.set_tracking_uri("")
+    mlflow.set_tracking_uri(None)  # an empty one would stay, and mean a folder of files
     mlflow.set_registry_uri("")
 
 

@@ -144,6 +144,7 @@ def test_every_way_to_execute_is_a_row_whose_end_is_told_and_the_password_is_see
     said.append(subprocess.run(["pg_dump", postgresql.replace("+psycopg2", "")], capture_output=True, text=True).stdout)
     assert repro.info.run_id in said[-1]
     files = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_symlink()]
+    files = [path for path in files if not path.is_relative_to(workspace / "tests")]  # which have the word themselves
     assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
     assert not [text for text in said if SECRET in text]
     assert not list(workspace.glob("mlflow.db*")) and not (workspace / "mlartifacts").exists()

@@ -385,9 +385,9 @@ def test_a_row_follows_its_execution_through_a_lost_store_and_stays_deleted_when
     for name in ("mlflow.db", "mlflow.db-wal", "mlflow.db-shm"):
         (workspace.root / name).unlink(missing_ok=True)
     tell(dvc, one_stage("train", "row.metrics({'train/b': 2.0})"))
-    wait_for(lambda: [row for row in workspace.rows() if row.status == "FINISHED"])
+    both = ("FINISHED", "stats ran, train ran")
+    wait_for(lambda: [row for row in workspace.rows() if (row.status, row.tags.get("dvc.stages")) == both])
     [row] = workspace.rows()
-    assert row.tags["dvc.stages"] == "stats ran, train ran"
     assert {"stats/a", "train/b"} <= set(row.metrics)
 
     with closing(sqlite3.connect(workspace.root / "mlflow.db", timeout=20)) as store, store:

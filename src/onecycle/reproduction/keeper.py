@@ -15,6 +15,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 from onecycle.git_command import run_git
 
 PATIENCE_SECONDS = 60.0
@@ -37,10 +39,18 @@ def _end(group: int) -> None:
     with suppress(ProcessLookupError):
         os.killpg(group, signal.SIGTERM)
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while time.monotonic() < deadline:
+        while _lives(group) and time.monotonic() < deadline:
             time.sleep(0.1)
-            os.killpg(group, 0)
         os.killpg(group, signal.SIGKILL)
+
+
+def _lives(group: int) -> bool:
+    """Whether a process of the group still runs; one that its parent has not looked after yet does not."""
+    for process in psutil.process_iter(["status"]):
+        with suppress(ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
+                return True
+    return False
 
 
 if __name__ == "__main__":
