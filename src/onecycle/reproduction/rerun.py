@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -202,11 +202,13 @@ def _compare(
     then, now = record.stages, read_lock(tree.folder)
     stages = [stage for stage in stages if stage in then or stage in now]
     again = Place(f"{record.name}, again", None, tree.folder)
-    recorded_model = restoring.cached_file(files, _md5(then, paths.MODEL))
+    outputs = agreement.outputs(then, now, stages)
+    md5 = next((one.recorded for one in outputs if one.path == paths.MODEL.as_posix()), None)
+    recorded_model = restoring.cached_file(files, md5) if md5 else None
     found_weights = None
     if not (tree.folder / paths.MODEL).is_file():
         notes.append("no model was written, so no weights are compared")
-    elif not recorded_model.is_file():
+    elif recorded_model is None or not recorded_model.is_file():
         notes.append("the recorded model is not in DVC's cache any more: its hash is compared, not each tensor")
     else:
         found_weights = agreement.weights(recorded_model, tree.folder / paths.MODEL)
@@ -216,7 +218,7 @@ def _compare(
     except UserError as error:  # hashes and metrics are compared all the same
         notes.append(f"no predictions are compared: {error}")
     return Agreement(
-        agreement.outputs(then, now, stages),
+        outputs,
         agreement.changed_code(then, now, stages),
         agreement.metrics(record.place, again),
         found_weights,
@@ -224,12 +226,6 @@ def _compare(
         differing,
         limits,
     )
-
-
-def _md5(lock: Mapping[str, Mapping[str, object]], path: Path) -> str:
-    """What a dvc.lock says of an output; of none, what no file has."""
-    found = (out for stage in lock.values() for out in stage.get("outs", ()))  # type: ignore[attr-defined]
-    return next((str(out.get("md5")) for out in found if out["path"] == path.as_posix()), "none")
 
 
 def _own_row(attempt: str) -> StoredRow | None:

@@ -21,7 +21,8 @@ OUTPUTS_TAG = "outputs."
 
 def lock_tags(lock: bytes) -> dict[str, str]:
     """The tags by which rows with the same results are found: all of them, and stage by stage."""
-    stages = {f"{OUTPUTS_TAG}{stage}": outputs_digest(stage, parse_lock(lock)) for stage in parse_lock(lock)}
+    parsed = parse_lock(lock)
+    stages = {f"{OUTPUTS_TAG}{stage}": outputs_digest(stage, parsed) for stage in parsed}
     return {LOCK_TAG: hashlib.sha256(lock).hexdigest(), **stages}
 
 
