@@ -69,8 +69,9 @@ def test_it_learns_digits(small_params: MakeParams, digits: Dataset) -> None:
         {"optimizer.name": "sgd", "one_cycle.cycle_momentum": False, "optimizer.l1": 0.0001},
         {"optimizer.name": "adamw", "model.name": "resnet18", "train.label_smoothing": 0.1},
         {"runtime.workers": 2},
+        {"model.width": 16, "train.convolution": "winograd", "train.threads": 2},
     ],
-    ids=["plain", "dropout", "batched-bf16", "sgd", "adamw-resnet18", "workers"],
+    ids=["plain", "dropout", "batched-bf16", "sgd", "adamw-resnet18", "workers", "winograd"],
 )
 def test_repeated_or_interrupted_it_is_the_same_to_the_bit(
     small_params: MakeParams, digits: Dataset, changes: dict[str, Any]

@@ -14,22 +14,27 @@ from torch import Tensor, nn
 from onecycle.errors import UserError
 from onecycle.model import Classifier
 from onecycle.params import TrainParams
+from onecycle.winograd import Winograd
 
 
 @dataclass(frozen=True)
 class Compute:
-    """A torch device and the precision its matrix products run in (weights and sums stay fp32)."""
+    """A torch device, the precision its matrix products run in (weights and sums stay fp32), and how it convolves."""
 
     device: torch.device
     precision: torch.dtype
+    winograd: bool = False
 
-    def autocast(self) -> AbstractContextManager[None]:
+    def arithmetic(self) -> AbstractContextManager[object]:
         """The context in which the network's forward pass runs."""
+        if self.winograd and not torch.compiler.is_compiling():  # the compiler takes convolutions as they are
+            return Winograd()
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
 
     def __str__(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-        return f"{name}, {str(self.precision).removeprefix('torch.')}"
+        precision = str(self.precision).removeprefix("torch.")
+        return ", ".join([name, precision, *(["winograd"] if self.winograd else [])])
 
 
 class InPrecision(nn.Module):
@@ -40,18 +45,24 @@ class InPrecision(nn.Module):
         self.classifier, self._compute = classifier, compute
 
     def forward(self, images: Tensor) -> Tensor:
-        with self._compute.autocast():
+        with self._compute.arithmetic():
             return self.classifier.logits(images).float()
 
 
 def select(train: TrainParams) -> Compute:
-    """The device and precision that `train` asks for; sets threads and determinism for the whole process.
+    """What `train` asks for; sets threads and determinism for the whole process.
 
     Raises:
-        UserError: a device or precision is asked for that this machine lacks.
+        UserError: a device or precision is asked for that this machine lacks, or Winograd's convolutions elsewhere than
+            on a CPU in fp32.
     """
     device = select_device(train)
-    return Compute(device, _precision(train.precision, device.type))
+    precision = _precision(train.precision, device.type)
+    fits = device.type == "cpu" and precision == torch.float32
+    if train.convolution == "winograd" and not fits:
+        place = Compute(device, precision)
+        raise UserError(f"train.convolution winograd is for CPUs in fp32, this is {place}; set it to auto")
+    return Compute(device, precision, winograd=fits and train.convolution != "direct")
 
 
 def select_device(train: TrainParams) -> torch.device:

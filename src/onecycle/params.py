@@ -139,6 +139,7 @@ class TrainParams(Section):
 
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["auto", "bf16", "fp16", "fp32"]
+    convolution: Literal["auto", "direct", "winograd"]
     threads: Annotated[int, Field(ge=0)]
     deterministic: bool
     compile: Literal["auto", True, False]

@@ -1,0 +1,191 @@
+"""3×3 convolutions by Winograd's minimal filtering, for CPUs that have to train in fp32.
+
+Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks" (arXiv:1509.09308), F(4×4, 3×3): a tile of 4×4 output
+pixels comes from 6×6 input pixels by 36 multiplications for each pair of channels instead of 144,
+
+    Y = Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A
+
+with g the 3×3 kernel and d the tile. Over all tiles and channels, the ⊙ is 36 matrix products; and since the rest is
+linear, too, each of A, B, G is here one matrix for all pixels of a tile at once (its Kronecker square), so that a
+matrix library does the whole work. The gradients are the same products, transposed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
+
+FEWEST_CHANNELS = 64
+"""Of input and output. With fewer, transforming tiles takes longer than the multiplications that it saves."""
+
+_TILES = 256
+"""That are computed together: enough for large matrix products, few enough to stay in the cache."""
+
+
+def _kronecker_square(rows: list[list[float]]) -> Tensor:
+    matrix = torch.tensor(rows, dtype=torch.float64)
+    return torch.kron(matrix, matrix).float()
+
+
+_A = _kronecker_square(
+    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+)  # Aᵀ: (16, 36)
+_B = _kronecker_square(
+    [
+        [4, 0, -5, 0, 1, 0],
+        [0, -4, -4, 1, 1, 0],
+        [0, 4, -4, -1, 1, 0],
+        [0, -2, -1, 2, 1, 0],
+        [0, 2, -1, -2, 1, 0],
+        [0, 4, 0, -5, 0, 1],
+    ]
+)  # Bᵀ: (36, 36)
+_G = _kronecker_square(
+    [
+        [1 / 4, 0, 0],
+        [-1 / 6, -1 / 6, -1 / 6],
+        [-1 / 6, 1 / 6, -1 / 6],
+        [1 / 24, 1 / 12, 1 / 6],
+        [1 / 24, -1 / 12, 1 / 6],
+        [0, 0, 1],
+    ]
+)  # (36, 9)
+_A_TRANSPOSED, _B_TRANSPOSED, _G_TRANSPOSED = (matrix.T.contiguous() for matrix in (_A, _B, _G))
+
+
+class Winograd(TorchFunctionMode):
+    """While entered, convolutions that gain by it are computed as `convolve` does; all others as always."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function is torch.conv2d and not kwargs and _gains(*args):
+            return convolve(args[0], args[1])
+        return function(*args, **(kwargs or {}))
+
+
+def _gains(
+    images: Tensor,
+    weights: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> bool:
+    return (
+        weights.shape[2:] == (3, 3)
+        and min(weights.shape[:2]) >= FEWEST_CHANNELS
+        and images.dtype == weights.dtype == torch.float32
+        and images.shape[2] % 4 == images.shape[3] % 4 == 0
+        and (bias, stride, padding, dilation, groups) == (None, (1, 1), (1, 1), (1, 1), 1)
+    )
+
+
+def convolve(images: Tensor, weights: Tensor) -> Tensor:
+    """3×3 cross-correlation of stride 1 with one pixel of zero padding, as `conv2d(images, weights, padding=1)`.
+
+    Args:
+        images: (N, C, H, W) fp32 on the CPU, H and W multiples of 4; fast when channels_last.
+        weights: (K, C, 3, 3) fp32.
+
+    Returns:
+        (N, K, H, W) in channels_last, with a relative error of some 1e-6, and gradients alike. Until the backward pass
+        it keeps 2.25 times the images, transformed, instead of them.
+    """
+    return cast(Tensor, _Convolution.apply(images, weights))
+
+
+class _Convolution(torch.autograd.Function):
+    """All arrays in here have their channels last.
+
+    Which of a tile's axes is outermost decides the speed: transforms write (tiles, 36, channels), where a tile lies in
+    one piece, and products (36, tiles, channels), as the matrix library does.
+    """
+
+    @staticmethod
+    def forward(context: Any, images: Tensor, weights: Tensor) -> Tensor:
+        (count, inputs, height, width), outputs = images.shape, len(weights)
+        rows, columns = height // 4, width // 4
+        images = images.permute(0, 2, 3, 1)
+        filters = (_G @ weights.permute(2, 3, 1, 0).reshape(9, -1)).view(36, inputs, outputs)
+        result = images.new_empty(count, rows, 4, columns, 4, outputs)
+        scratch, kept = _Scratch(), []
+        for chunk in _chunks(count, rows * columns):
+            part = images[chunk]
+            padded = scratch("padded", len(part), height + 2, width + 2, inputs)
+            padded.zero_()[:, 1:-1, 1:-1] = part
+            overlapping = padded.unfold(1, 6, 4).unfold(2, 6, 4).permute(0, 1, 2, 4, 5, 3)
+            pixels = scratch("pixels", len(part) * rows * columns, 36, inputs)
+            pixels.view(overlapping.shape).copy_(overlapping)
+            tiles = torch.bmm(_B.expand(len(pixels), 36, 36), pixels)
+            products = torch.bmm(tiles.transpose(0, 1), filters, out=scratch("products", 36, len(tiles), outputs))
+            blocks = torch.mm(_A, products.view(36, -1), out=scratch("blocks", 16, len(tiles) * outputs))
+            result[chunk] = blocks.view(4, 4, -1, rows, columns, outputs).permute(2, 3, 0, 4, 1, 5)
+            kept.append(tiles)
+        context.save_for_backward(filters, *kept)
+        return result.view(count, height, width, outputs).permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor]:
+        filters, *kept = context.saved_tensors
+        (_, inputs, outputs), (count, _, height, width) = filters.shape, gradient.shape
+        rows, columns = height // 4, width // 4
+        gradient = gradient.permute(0, 2, 3, 1).contiguous().view(count, rows, 4, columns, 4, outputs)
+        filters_gradient = torch.zeros_like(filters)
+        images_gradient = gradient.new_empty(count, height, width, inputs) if context.needs_input_grad[0] else None
+        scratch = _Scratch()
+        for chunk, tiles in zip(_chunks(count, rows * columns), kept, strict=True):
+            part = gradient[chunk].permute(0, 1, 3, 2, 4, 5)
+            blocks = scratch("blocks", len(tiles), 16, outputs)
+            blocks.view(part.shape).copy_(part)
+            products = scratch("products", len(tiles), 36, outputs)
+            torch.bmm(_A_TRANSPOSED.expand(len(tiles), 36, 16), blocks, out=products)
+            filters_gradient.baddbmm_(tiles.permute(1, 2, 0), products.transpose(0, 1))
+            if images_gradient is not None:
+                spread = scratch("tiles", 36, len(tiles), inputs)
+                torch.bmm(products.transpose(0, 1), filters.transpose(1, 2), out=spread)
+                pixels = torch.mm(_B_TRANSPOSED, spread.view(36, -1), out=scratch("pixels", 36, len(tiles) * inputs))
+                padded = scratch("padded", len(part), rows + 1, 4, columns + 1, 4, inputs).zero_()
+                _add_overlapping(pixels.view(6, 6, -1, rows, columns, inputs), padded)
+                whole = padded.view(-1, height + 4, width + 4, inputs)
+                images_gradient[chunk] = whole[:, 1 : height + 1, 1 : width + 1]
+        weights_gradient = (_G_TRANSPOSED @ filters_gradient.view(36, -1)).view(3, 3, inputs, outputs)
+        if images_gradient is not None:
+            images_gradient = images_gradient.permute(0, 3, 1, 2)
+        return images_gradient, weights_gradient.permute(3, 2, 0, 1)
+
+
+class _Scratch:
+    """Buffers by name that chunk after chunk is written into, so that they stay in the cache."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        """An uninitialised tensor of this shape, which may be smaller than the first of its name."""
+        size = int(torch.Size(shape).numel())
+        if name not in self._buffers:
+            self._buffers[name] = torch.empty(size)
+        return self._buffers[name][:size].view(shape)
+
+
+def _chunks(images: int, tiles: int) -> Iterator[slice]:
+    step = max(1, _TILES // tiles)
+    return (slice(start, min(start + step, images)) for start in range(0, images, step))
+
+
+def _add_overlapping(tiles: Tensor, pixels: Tensor) -> None:
+    """Add (6, 6, N, rows, columns, C) tiles, of which each shares two pixels with the next, to (N, rows + 1, 4,
+    columns + 1, 4, C) pixels."""
+    tiles = tiles.permute(2, 3, 0, 4, 1, 5)  # (N, rows, 6, columns, 6, C)
+    pixels[:, :-1, :, :-1] += tiles[:, :, :4, :, :4]
+    pixels[:, 1:, :2, :-1] += tiles[:, :, 4:, :, :4]
+    pixels[:, :-1, :, 1:, :2] += tiles[:, :, :4, :, 4:]
+    pixels[:, 1:, :2, 1:, :2] += tiles[:, :, 4:, :, 4:]
