@@ -142,7 +142,13 @@ def test_who_asks_for_it_gets_it(small_params: MakeParams, precision: str, convo
     assert str(compute).endswith(", winograd") == taken
 
 
-def test_where_it_does_not_apply_it_is_refused(small_params: MakeParams) -> None:
-    changes = {"train.device": "cpu", "train.precision": "bf16", "train.convolution": "winograd"}
-    with pytest.raises(UserError, match="winograd is for CPUs in fp32, this is cpu, bfloat16; set it to auto"):
-        select(small_params(**changes).train)
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [({"train.precision": "bf16"}, "cpu, bfloat16"), ({"train.compile": True}, "cpu, float32, compiled")],
+    ids=["bf16", "compiled"],
+)
+def test_where_it_is_of_no_use_it_is_refused(small_params: MakeParams, changes: dict[str, Any], place: str) -> None:
+    train = small_params(**{"train.device": "cpu", "train.convolution": "winograd", **changes}).train
+    with pytest.raises(UserError, match=f"winograd is for CPUs in plain fp32, this is {place}; set it to auto"):
+        select(train)
+    assert not select(train.model_copy(update={"convolution": "auto"})).winograd

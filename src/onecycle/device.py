@@ -6,7 +6,7 @@ import ctypes
 import os
 import platform
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ class Compute:
 
     def arithmetic(self) -> AbstractContextManager[object]:
         """The context in which the network's forward pass runs."""
-        if self.winograd and not torch.compiler.is_compiling():  # the compiler takes convolutions as they are
+        if self.winograd:
             return Winograd()
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
 
@@ -53,16 +53,17 @@ def select(train: TrainParams) -> Compute:
     """What `train` asks for; sets threads and determinism for the whole process.
 
     Raises:
-        UserError: a device or precision is asked for that this machine lacks, or Winograd's convolutions elsewhere than
-            on a CPU in fp32.
+        UserError: a device or precision is asked for that this machine lacks, or Winograd's convolutions where they
+            are of no use.
     """
     device = select_device(train)
     precision = _precision(train.precision, device.type)
-    fits = device.type == "cpu" and precision == torch.float32
+    plain = Compute(device, precision)
+    fits = device.type == "cpu" and precision == torch.float32 and train.compile is not True  # it has its own
     if train.convolution == "winograd" and not fits:
-        place = Compute(device, precision)
-        raise UserError(f"train.convolution winograd is for CPUs in fp32, this is {place}; set it to auto")
-    return Compute(device, precision, winograd=fits and train.convolution != "direct")
+        how = ", compiled" if train.compile is True else ""
+        raise UserError(f"train.convolution winograd is for CPUs in plain fp32, this is {plain}{how}; set it to auto")
+    return replace(plain, winograd=fits and train.convolution != "direct")
 
 
 def select_device(train: TrainParams) -> torch.device:
