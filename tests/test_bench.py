@@ -32,7 +32,7 @@ MakeParams = Callable[..., Params]
 def test_every_part_is_timed_and_the_rest_follows(
     small_params: MakeParams, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In bf16 and fp32, through both backends, with a network of 4 channels on a workspace's digits."""
+    """In bf16 and fp32 both ways, through both backends, with a network of 4 channels on a workspace's digits."""
     monkeypatch.chdir(tmp_path)
     save(digits, Path("data/arrays"))
     params = small_params(**{"train.precision": "bf16", "train.device": "cpu"})
@@ -41,17 +41,19 @@ def test_every_part_is_timed_and_the_rest_follows(
     assert found["device"].startswith("cpu (")
     assert (found["threads"], found["batch_size"], found["rounds"]) == (1, 32, 1)
     assert found["images"] == "320 images of digits"
-    combinations = {(each["backend"], each["precision"]) for each in found["training"]}
-    assert combinations == {(a, b) for a in ("albumentations", "batched") for b in ("bf16", "fp32")}
+    arithmetics = {("bf16", "direct"), ("fp32", "winograd"), ("fp32", "direct")}
+    combinations = {(each["backend"], (each["precision"], each["convolution"])) for each in found["training"]}
+    assert combinations == {(a, b) for a in ("albumentations", "batched") for b in arithmetics}
     assert {each["backend"] for each in found["input"]} == {"albumentations", "batched"}
-    assert {each["precision"] for each in found["forward_backward"]} == {"bf16", "fp32"}
+    assert {(each["precision"], each["convolution"]) for each in found["forward_backward"]} == arithmetics
     peaks = {each["precision"]: each["flop_per_second"] for each in found["matrix_peak"]}
     for each in (*found["forward_backward"], *found["training"]):
         assert each["images_per_second"] > 0
         assert each["flop_per_second"] == each["images_per_second"] * found["flop_per_image"]
         assert each["matrix_peak_share"] == each["flop_per_second"] / peaks[each["precision"]]
     ours = found["end_to_end"]
-    assert (ours["backend"], ours["precision"]) == ("albumentations", "bf16"), "what the params take on a CPU"
+    taken = tuple(ours[name] for name in ("backend", "precision", "convolution"))
+    assert taken == ("albumentations", "bf16", "direct"), "what the params take on a CPU"
     assert found["matrix_peak_share"] == ours["matrix_peak_share"]
     assert found["ratio"] == ours["images_per_second"] / found["student"]["images_per_second"]
     assert found["versions"]["torch"] == torch.__version__.partition("+")[0] or "+" in found["versions"]["torch"]
@@ -67,14 +69,14 @@ ABOUT = {
         ("input", "albumentations"),
         ("matrix", "bf16"),
         ("convolution", "bf16"),
-        ("network", "bf16"),
-        ("training", "albumentations", "bf16"),
+        ("network", "bf16", "direct"),
+        ("training", "albumentations", "bf16", "direct"),
         ("matrix", "fp32"),
         ("convolution", "fp32"),
-        ("network", "fp32"),
-        ("training", "albumentations", "fp32"),
+        ("network", "fp32", "winograd"),
+        ("training", "albumentations", "fp32", "winograd"),
     ],
-    "chosen": ("albumentations", "bf16"),
+    "chosen": ("albumentations", "bf16", "direct"),
     "flop_per_image": 2.0e9,
     "versions": {"torch": "2.15.0"},
 }
@@ -108,6 +110,7 @@ def test_the_table_fits_80_columns(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "3.60 times the student's loop" in " ".join(shown.split())
     [row] = [line for line in shown.splitlines() if "end to end, bf16, albumentations" in line]
     assert [cell.strip() for cell in row.split("│")[2:-1]] == ["360", "±0.0%", "720 G", "90%"]
+    assert "end to end, winograd, albumentations" in shown
 
 
 def test_operations_of_an_image(small_params: MakeParams) -> None:

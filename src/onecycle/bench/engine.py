@@ -1,4 +1,4 @@
-"""The pipeline's engine in parts and as a whole, in every backend and precision this device has."""
+"""The pipeline's engine in parts and as a whole, in every backend, precision and way to convolve this device has."""
 
 from __future__ import annotations
 
@@ -37,42 +37,42 @@ Turn = tuple[str, ...]
 
 
 class Engine:
-    """What can be timed, by name: ("input", "batched"), ("network", "bf16"), ("training", "batched", "bf16"), …"""
+    """What can be timed, by name: ("input", "batched"), ("network", "bf16", "direct"), ("matrix", "bf16"), …"""
 
     def __init__(self, params: Params) -> None:
         """Prepare everything as the train stage does: `params` decide model, batch size, threads, allocator."""
         dataset, self._images = images(params)
         statistics = data.channel_statistics(dataset.train_images[:STATISTICS_OF])
         self._tasks: dict[Turn, Task] = {}
-        precisions = _precisions(params.train)
+        computes = _computes(params.train)
         for name in _backends(params):
             augment = params.augment.model_copy(update={"backend": name})
             prepared = prepare(params.model_copy(update={"augment": augment}), dataset, *statistics)
-            self._add_backend(name, prepared, params, precisions)
+            self._add_backend(name, prepared, params, computes)
         self._compute, self._classifier = prepared.compute, prepared.classifier
-        self._chosen = (backend(params.augment, self._compute.device), NAMES[self._compute.precision])
+        self._chosen = (backend(params.augment, self._compute.device), *_names(self._compute))
         self._epoch_images = prepared.loader.images_per_epoch
 
-    def _add_backend(self, name: str, prepared: Prepared, params: Params, precisions: list[torch.dtype]) -> None:
+    def _add_backend(self, name: str, prepared: Prepared, params: Params, computes: list[Compute]) -> None:
         device, batch = prepared.compute.device, params.batch_size
         prefetched = 2 * worker_count(params.runtime.workers, device) if name == "albumentations" else 0
         self._tasks["input", name] = Task(batch, _reading(prepared.loader, device, prefetched))
         example = next(prepared.loader.endless())
-        for precision in precisions:
-            compute = Compute(device, precision)
+        for compute in computes:
             run = _run(replace(prepared, compute=compute), params)
-            short = NAMES[precision]
-            self._tasks["training", name, short] = Task(batch, _training(run, prepared.loader, device, prefetched))
-            if ("matrix", short) not in self._tasks:
-                self._tasks["matrix", short] = _matrix(compute)
-                self._tasks["convolution", short] = _convolution(compute, batch, params.model.width)
-                self._tasks["network", short] = Task(batch, _network(run, example, device))
+            names = _names(compute)
+            self._tasks["training", name, *names] = Task(batch, _training(run, prepared.loader, device, prefetched))
+            if ("network", *names) not in self._tasks:
+                self._tasks["network", *names] = Task(batch, _network(run, example, device))
+            if ("matrix", names[0]) not in self._tasks:
+                self._tasks["matrix", names[0]] = _matrix(compute)
+                self._tasks["convolution", names[0]] = _convolution(compute, batch, params.model.width)
 
     def about(self) -> dict[str, Any]:
         """The device, what runs on it, and what can be timed."""
         kind = self._compute.device.type
         return {
-            "device": f"cpu ({processor()})" if kind == "cpu" else str(self._compute).rpartition(", ")[0],
+            "device": f"cpu ({processor()})" if kind == "cpu" else str(self._compute).split(", ")[0],
             "kind": kind,
             "threads": torch.get_num_threads(),
             "images": self._images,
@@ -103,12 +103,22 @@ def _backends(params: Params) -> list[str]:
     return [name for name in BACKENDS if name == "albumentations" or not params.augment.shift_scale_rotate_probability]
 
 
-def _precisions(train: TrainParams) -> list[torch.dtype]:
-    """What the hardware has, and what `train.precision` asks for; bf16 emulated on a CPU is only timed if asked for."""
+def _computes(train: TrainParams) -> list[Compute]:
+    """What `train` asks for, what the hardware has, and fp32 in each way to convolve.
+
+    bf16 that a CPU only emulates is timed if asked for.
+    """
     asked = select(train)
-    automatic = select(train.model_copy(update={"precision": "auto"}))
-    fp16 = [torch.float16] if asked.device.type == "cuda" else []
-    return list(dict.fromkeys([automatic.precision, asked.precision, *fp16, torch.float32]))
+    kind = asked.device.type
+    ways = [{"precision": "auto"}, *([{"precision": "fp16"}] if kind == "cuda" else []), {"precision": "fp32"}]
+    others = [select(train.model_copy(update={"convolution": "auto", **way})) for way in ways]
+    direct = select(train.model_copy(update={"convolution": "direct", "precision": "fp32"}))
+    return list(dict.fromkeys([asked, *others, direct]))
+
+
+def _names(compute: Compute) -> tuple[str, str]:
+    """Of its precision and of how it convolves."""
+    return NAMES[compute.precision], "winograd" if compute.winograd else "direct"
 
 
 def _run(prepared: Prepared, params: Params) -> Run:

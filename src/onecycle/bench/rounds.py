@@ -14,6 +14,7 @@ from onecycle.tables import Page, Table
 
 Turn = tuple[str, ...]
 STUDENT: Turn = ("student",)
+ARITHMETIC = ("precision", "convolution")
 TURN_SECONDS = 1.0
 
 
@@ -87,9 +88,9 @@ def document(
         named = {turn: dict(zip(names, turn[1:], strict=True)) for turn in about["turns"] if turn[0] == part}
         return [words | figure(turn, words.get("precision")) for turn, words in named.items()]
 
-    inputs, training = figures("input", "backend"), figures("training", "backend", "precision")
-    backend, precision = about["chosen"]
-    ours = next(each for each in training if (each["backend"], each["precision"]) == (backend, precision))
+    inputs, training = figures("input", "backend"), figures("training", "backend", *ARITHMETIC)
+    backend = about["chosen"][0]
+    ours = next(each for each in training if tuple(each[name] for name in ("backend", *ARITHMETIC)) == about["chosen"])
     reading = next(each["images_per_second"] for each in inputs if each["backend"] == backend)
     student = figure(STUDENT, "fp32")
     return {
@@ -101,7 +102,7 @@ def document(
         "flop_per_image": flop,
         "matrix_peak": list(peaks.values()),
         "input": inputs,
-        "forward_backward": figures("network", "precision"),
+        "forward_backward": figures("network", *ARITHMETIC),
         "training": training,
         "end_to_end": ours | {"input_share": ours["images_per_second"] / reading},
         "student": student,
@@ -133,8 +134,8 @@ def page(document: Mapping[str, Any]) -> Page:
     ours = document["end_to_end"]
     rows = [
         *(_row(f"input, {each['backend']}", each) for each in document["input"]),
-        *(_row(f"forward + backward, {each['precision']}", each) for each in document["forward_backward"]),
-        *(_row(f"end to end, {each['precision']}, {each['backend']}", each) for each in document["training"]),
+        *(_row(f"forward + backward, {_arithmetic(each)}", each) for each in document["forward_backward"]),
+        *(_row(f"end to end, {_arithmetic(each)}, {each['backend']}", each) for each in document["training"]),
         _row("student's loop, fp32", document["student"]),
     ]
     peaks = (
@@ -147,10 +148,15 @@ def page(document: Mapping[str, Any]) -> Page:
         f"{document['images']}, batch {document['batch_size']}, {document['flop_per_image'] / 1e9:.3f} GFLOP an image "
         "forward and backward",
         Table(f"Median of {document['rounds']} rounds", ("", "images/s", "spread", "FLOP/s", "of peak"), rows),
-        f"params.yaml takes {ours['precision']} and {ours['backend']}: {document['ratio']:.2f} times the student's "
+        f"params.yaml takes {_arithmetic(ours)} and {ours['backend']}: {document['ratio']:.2f} times the student's "
         f"loop; input is {ours['input_share']:.1%} of it, an epoch's training {document['epoch_seconds']:.1f} s, "
         f"its first turn (with compilation, if any) {ours['first_turn_seconds']:.1f} s",
     ]
+
+
+def _arithmetic(figure: Mapping[str, Any]) -> str:
+    """Short, since Winograd's convolutions are there in fp32 only."""
+    return str(figure["precision"] if figure["convolution"] == "direct" else figure["convolution"])
 
 
 def _row(name: str, figure: Mapping[str, Any]) -> list[str]:
