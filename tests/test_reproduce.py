@@ -114,6 +114,21 @@ def test_a_row_from_scratch_is_identical_and_linked(tracked: Tracked) -> None:
     assert len(tracked.rows()) == 2
 
 
+def test_a_commit_with_a_knob_that_is_no_more(tracked: Tracked) -> None:
+    """Its own code reads its params."""
+    code = tracked.root / "src" / "onecycle" / "params.py"
+    text = code.read_text(encoding="utf-8")
+    knob = "    checkpoint_seconds: Positive\n"
+    assert knob in text
+    code.write_text(text.replace(knob, f"{knob}    gone: bool\n"), encoding="utf-8")
+    set_params(tracked.root, {"runtime.gone": True})
+    command(tracked.root, "dvc", "repro")
+    command(tracked.root, "git", "commit", "-qam", "a knob")
+    found = tracked.reproduce("HEAD")
+    assert_identical(found)
+    assert found["ran"] == []
+
+
 @pytest.mark.slow
 def test_one_changed_line_of_code_is_different_and_named(tracked: Tracked) -> None:
     """A commit whose dvc.lock is not of its code."""

@@ -58,7 +58,7 @@ class Environment:
     """What a model was trained on and from; None for what no row tells."""
 
     device: str | None = None
-    """With the precision: "NVIDIA H100 80GB HBM3, bfloat16" or "cpu, float32"."""
+    """With the precision: "NVIDIA H100 80GB HBM3, bfloat16", "cpu, float32, winograd"."""
     processor: str | None = None
     cores: str | None = None
     memory_gib: str | None = None

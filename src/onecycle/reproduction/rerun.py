@@ -82,8 +82,7 @@ def _in(tree: Worktree, record: Record, options: Options, attempt: str, limits: 
     if options.first and options.first not in stages:
         raise UserError(f"--from must be one of {', '.join(stages)}, got {options.first}")
     python = _python(tree, options)
-    train = params.load(tree.folder / paths.PARAMS).train.model_dump()
-    differing = surroundings.differences(record.tags, surroundings.here(python, tree.folder, train))
+    differing = surroundings.differences(record.tags, surroundings.here(python, tree.folder))
     _tell(record, differing, options)
     files = restoring.cache()
     _furnish(tree, record, options, files)

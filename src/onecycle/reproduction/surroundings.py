@@ -26,11 +26,10 @@ for name in sys.argv[1:]:
 print(json.dumps(found))
 """
 _HERE = """
-import json, sys
+import json
 import torch
-from onecycle import device
-from onecycle.params import TrainParams
-compute = device.select(TrainParams.model_validate(json.loads(sys.argv[1])))
+from onecycle import device, params, paths
+compute = device.select(params.load(paths.PARAMS).train)
 print(json.dumps({"device": str(compute), "threads": str(torch.get_num_threads())}))
 """
 
@@ -50,19 +49,19 @@ UNKNOWN = Difference("surroundings", "not recorded", "known")
 """Stands for all that is not known of a run without a row."""
 
 
-def here(python: Path, folder: Path, train: Mapping[str, object]) -> dict[str, str]:
+def here(python: Path, folder: Path) -> dict[str, str]:
     """What stages run with by the interpreter `python`, in the tags of a row.
 
     Args:
-        folder: the worktree, whose code chooses device and precision.
-        train: the section `train` of the run's params.
+        folder: the worktree, whose code reads its params, which may be of a time with other knobs, and chooses device
+            and precision.
 
     Raises:
         UserError: it cannot be told, so no stage would run, either.
     """
     hardware = {"hardware.cpu": context.processor(), "hardware.cores": str(os.cpu_count())}
     versions = _said(python, folder, _ASKED, *context.VERSIONS)
-    return {**hardware, **versions, **_said(python, folder, _HERE, json.dumps(dict(train)))}
+    return {**hardware, **versions, **_said(python, folder, _HERE)}
 
 
 def differences(recorded: Mapping[str, str], now: Mapping[str, str]) -> list[Difference]:
