@@ -26,6 +26,7 @@ EDGES = {
     "onecycle.progress": "what a terminal shows",
     "onecycle.refusals": "what a user is told of params.yaml",
     "onecycle.reproduction.rerun": "how a run is made again",
+    "onecycle.reproduction.surroundings": "what a run is made with",
     "onecycle.resuming": "when state is saved; the same bits either way",
     "onecycle.signals": "how a process is asked to end",
     "onecycle.show": "what a user is told of a run",
@@ -135,7 +136,7 @@ def test_one_importer_of_mlflow_and_one_reader_of_params() -> None:
     importers = {name for name in MODULES if any(other.split(".")[0] == "mlflow" for other in imports(name))}
     assert importers
     assert all(name.startswith("onecycle.tracking") for name in importers), importers
-    readers = {name for name, path in MODULES.items() if "paths.PARAMS)" in path.read_text(encoding="utf-8")}
+    readers = {name for name, path in MODULES.items() if "load(paths.PARAMS)" in path.read_text(encoding="utf-8")}
     assert all(is_edge(name) or name == "stages.params" for name in readers), readers
 
 
