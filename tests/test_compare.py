@@ -137,6 +137,13 @@ def test_names_from_a_branch_stay_text() -> None:
     assert text == "see &#64;all\n\n**t**\n\n| a |\n| --- |\n| x\\|y &#60;img src=z&#62; \\| \\[link\\](b) |\n"
 
 
+def test_names_from_a_branch_steer_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    tables.show(["one\x1b[2J\nmore", tables.Table("ti\x9btle", ("a", "b"), [("x\x1b]52;c;eA==\a", "1")])])
+    shown = capsys.readouterr().out
+    assert {sign for sign in shown if not sign.isprintable()} == {"\n"}
+    assert "one?[2J\nmore" in shown and "x?]52;c;eA==?" in shown
+
+
 def test_the_command(runs: Path) -> None:
     """As a user calls it: exit 0 whatever the verdict, a comparison for each run after the first."""
     done = command(runs, "onecycle", "compare", "first", "second", "equal", "--json")
@@ -206,3 +213,8 @@ def test_results_as_the_demo_leaves_them(tmp_path: Path) -> None:
 def test_names_that_are_no_names(name: str) -> None:
     with pytest.raises(UserError, match="names no run"):
         revisions.find(name)
+
+
+def test_a_name_too_long_for_the_system_is_nobody_s() -> None:
+    with pytest.raises(AbsentError, match="there is no git revision"):
+        find("a" * 300)

@@ -15,10 +15,11 @@ from crafted_run import IMAGES, commit, edit_metrics, errors, repository, set_pa
 from numpy.typing import NDArray
 
 from onecycle import gate, paths, revisions
+from onecycle.compare import deviation_between_runs
 from onecycle.errors import UserError
-from onecycle.gate import verdict_on
+from onecycle.gate import judge, verdict_on
 from onecycle.params import load
-from onecycle.results import read
+from onecycle.results import read, read_side
 from onecycle.stage import CRASHED
 from onecycle.stats_tests import Discordant, paired_difference, runs_to_settle, welch_difference
 
@@ -92,7 +93,7 @@ def test_the_table_is_markdown(planted: Path, onecycle: Run) -> None:
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 6 and len({line.count("|") for line in table}) == 1
     assert table[2].startswith("| accuracy | 94.00 % | 93.70 % | -0.30 | -0.66 to +0.06 | falls by &#60; 0.5 points |")
-    assert "Warning: the loss of accuracy may be nothing or 0.5 points and more; 4 seeds each" in lines[-1]
+    assert "Warning: the loss of accuracy may be negligible or 0.5 points and more; 4 seeds each" in lines[-1]
 
 
 def test_the_workspace_is_the_candidate(planted: Path, onecycle: Run) -> None:
@@ -343,6 +344,15 @@ def detected_by_seeds(loss: float, seeds: int, trials: int = 1000) -> float:
 def accuracies(generator: np.random.Generator, right: NDArray[np.float64], seeds: int) -> list[float]:
     draws = generator.random((seeds, IMAGES), dtype=np.float32) < right
     return [float(share) for share in draws.mean(axis=1)]
+
+
+def test_where_more_is_negligible_it_asks_for_more_seeds(planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A certain loss that is negligible would stay inconclusive in an interval that is only as wide as the margin."""
+    monkeypatch.chdir(planted)
+    sides = read_side("main"), read_side("unsure")
+    few, many = (judge(*sides, LIMITS.model_copy(update={"negligible": share})).seeds for share in (0.0025, 0.004))
+    assert few == judge(*sides, LIMITS).seeds == 4
+    assert many == runs_to_settle(0.002, deviation_between_runs(*sides), LIMITS.alpha) > few
 
 
 def test_calibration_with_one_run_a_side() -> None:

@@ -19,9 +19,9 @@ from PIL import Image
 
 from onecycle import paths, tables
 from onecycle.data import Dataset
-from onecycle.errors import UserError
+from onecycle.errors import UserError, printable
 from onecycle.model import build_classifier, save_classifier
-from onecycle.predict import MAX_BYTES, Model, document, image_files, page, predict, printable, read_image, top_classes
+from onecycle.predict import MAX_BYTES, Model, document, image_files, page, predict, read_image, top_classes
 from onecycle.predict import workspace_model as load
 
 SIDE = 32
@@ -237,6 +237,13 @@ def test_a_bad_picture_costs_only_itself(tmp_path: Path, model: Model, digits: D
     assert "32×32" in shown
     assert page(model, [bad]) == []
     assert [set(entry) for entry in document([first, bad])] == [{"file", "seen", "top"}, {"file", "refused"}]
+
+
+def test_a_name_too_long_for_the_system_is_refused() -> None:
+    name = Path("a" * 300)
+    for refused in (lambda: image_files([name]), lambda: read_image(name, 32)):
+        with pytest.raises(UserError, match=r"a{300} cannot be read: File name too long"):
+            refused()
 
 
 def test_a_name_steers_no_terminal() -> None:

@@ -234,6 +234,87 @@ def test_what_is_refused_leaves_what_is_there(folder: Path, onecycle: Run, chang
     assert list((folder / ".state").glob("recording-*")) == []
 
 
+def _edit_lock(folder: Path, **entries: Any) -> None:
+    document = json.loads((folder / paths.DVC_LOCK).read_text(encoding="utf-8"))
+    document["stages"] |= entries
+    (folder / paths.DVC_LOCK).write_text(json.dumps(document), encoding="utf-8")
+
+
+def test_a_report_that_was_not_made_again_is_no_hindrance(folder: Path, onecycle: Run) -> None:
+    """As after `dvc repro -s evaluate`."""
+    _edit_lock(folder, report={"params": {"params.yaml": {"seed": 5}}})
+    code, _, said = onecycle(folder, "record", "workspace", "--recipe", "exercise")
+    assert code == 0, said
+    assert executions().left_out == {}
+
+
+def test_results_that_are_not_of_the_params_beside_them_are_not_compared(folder: Path, onecycle: Run) -> None:
+    set_params(folder, {"seed": 7})
+    for words in (("compare", "HEAD", "workspace"), ("gate", "--baseline", "HEAD")):
+        code, _, said = onecycle(folder, *words)
+        assert (code, said) == (2, "error: params.yaml says seed: 7, its results are of 0; run `dvc repro`\n")
+    commit(folder, "a seed, not run")
+    code, _, said = onecycle(folder, "compare", "HEAD~1", "HEAD")
+    assert (code, said) == (2, "error: params.yaml of HEAD says seed: 7, its results are of 0; run `dvc repro`\n")
+
+
+def test_results_of_a_model_before_the_last_are_not_compared(folder: Path, onecycle: Run) -> None:
+    _edit_lock(folder, train={"outs": [{"path": "models/model.pt", "md5": "another"}]})
+    code, _, said = onecycle(folder, "compare", "HEAD", "workspace")
+    assert code == 2
+    assert said.startswith("error: results/evaluate/metrics.json is of another model than the last that was trained; ")
+    assert "of another model" in executions().left_out["workspace"]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        1,
+        {"outs": [{"md5": "x"}]},
+        {"deps": "x"},
+        {"params": []},
+        {"params": {"params.yaml": 3}},
+        {"outs": [{"path": 1}]},
+    ],
+    ids=str,
+)
+def test_a_lock_that_is_none_is_left_out_and_refused(folder: Path, onecycle: Run, entry: Any) -> None:
+    _edit_lock(folder, train=entry)
+    commit(folder, "a stranger's")
+    sentence = "holds no stages as DVC writes them"
+    assert executions().left_out["HEAD"] == f"dvc.lock of HEAD: {sentence}"
+    for words in (("compare", "HEAD~1", "HEAD"), ("show", "HEAD"), ("record", "HEAD", "--recipe", "x")):
+        code, _, said = onecycle(folder, *words)
+        assert (code, sentence in said) == (2, True), said
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "key"),
+    [
+        ("environment.json", {"training_seconds": "soon"}, "training_seconds"),
+        ("environment.json", {"device": 3}, "device"),
+        ("environment.json", {"versions": ["torch"]}, "versions"),
+        ("hashes.json", {"outputs": {"a": 1}}, "outputs.a"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_a_stranger_s_reference_is_refused_by_its_key(
+    folder: Path, onecycle: Run, file: str, content: Any, key: str
+) -> None:
+    onecycle(folder, "record", "workspace", "--recipe", "exercise")
+    run = Path("results/reference/exercise/seed-0")
+    (run / file).write_text(json.dumps(content), encoding="utf-8")
+    assert executions().left_out[run.as_posix()].startswith(f"{file} of {run.as_posix()}: {key}: ")
+
+
+def test_a_folder_of_the_workspace_is_not_taken_for_it(folder: Path, onecycle: Run) -> None:
+    shutil.copy(REPO / paths.DVC_YAML, folder)
+    (folder / "src").mkdir()
+    for words in (("summary",), ("check-lock",), ("compare", "HEAD", "workspace")):
+        code, _, said = onecycle(folder / "src", *words)
+        assert (code, said) == (2, f"error: this is a folder of the workspace {folder}; run the command there\n")
+
+
 @pytest.mark.parametrize("recipe", ["../evaluate", "Page", "", "a/b"])
 def test_a_recipe_is_one_folder(folder: Path, onecycle: Run, recipe: str) -> None:
     code, _, said = onecycle(folder, "record", "workspace", "--recipe", recipe)

@@ -72,7 +72,7 @@ def test_a_full_disk_ends_training(
     monkeypatch: pytest.MonkeyPatch,
     in_background: bool,
 ) -> None:
-    params = small_params()
+    params = small_params(**{"runtime.checkpoint_seconds": 0.0001 if in_background else 60})
     run = make_run(params, digits)
 
     def no_room(_path: Path, _content: bytes) -> None:

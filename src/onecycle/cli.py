@@ -8,13 +8,28 @@ from pathlib import Path
 from typing import NoReturn
 
 from onecycle import actions, paths
+from onecycle.errors import UserError
 from onecycle.stage import exit_with
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command; `actions` has what each does."""
     options = parser().parse_args(arguments)
-    exit_with(lambda: options.run(options))
+
+    def run() -> int | None:
+        if options.run is not actions.predict:
+            _check_top()
+        code: int | None = options.run(options)
+        return code
+
+    exit_with(run)
+
+
+def _check_top() -> None:
+    """Refuse to look for a workspace's files from one of its folders: they would seem to be missing."""
+    top = paths.original_root()
+    if not paths.DVC_YAML.exists() and (top / paths.DVC_YAML).exists():
+        raise UserError(f"this is a folder of the workspace {top}; run the command there")
 
 
 def parser() -> argparse.ArgumentParser:

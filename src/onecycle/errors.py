@@ -13,3 +13,9 @@ class Stopped(BaseException):
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
         self.signal_number = signal_number
+
+
+def printable(name: object) -> str:
+    """Text for a terminal, whose author may be a stranger: what would steer it, or cannot be encoded, is a question
+    mark."""
+    return "".join(sign if sign.isprintable() else "?" for sign in str(name))

@@ -49,7 +49,7 @@ def executions() -> Found:
         try:
             results = read(place)
             made = provenance.recorded(place)
-            provenance.check_current(results.params, made)
+            provenance.check_current(place, results.params, made)
             seconds = provenance.environment(place, made.model, known).training_seconds
         except AbsentError:
             if place.name not in (WORKSPACE, "HEAD"):

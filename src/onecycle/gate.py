@@ -88,7 +88,8 @@ def judge(baseline: Side, candidate: Side, limits: GateParams) -> Judgement:
         ]
         if verdict == "inconclusive":
             deviation = deviation_between_runs(baseline, candidate)
-            seeds = max(runs_to_settle(limits.margin, deviation, limits.alpha), _more_than(baseline, candidate))
+            apart = min(limits.margin, 2 * (limits.margin - limits.negligible))  # a wider interval may settle nothing
+            seeds = max(runs_to_settle(apart, deviation, limits.alpha), _more_than(baseline, candidate))
     return Judgement(_names(baseline), _names(candidate), tuple(checks), seeds, _other_limits(baseline, limits))
 
 
@@ -170,7 +171,7 @@ def _cells(check: Check) -> Sequence[str]:
 def _explained(judgement: Judgement, limits: GateParams) -> str:
     if judgement.verdict == "inconclusive":
         return (
-            f"Warning: the loss of accuracy may be nothing or {100 * limits.margin:g} points and more; "
+            f"Warning: the loss of accuracy may be negligible or {100 * limits.margin:g} points and more; "
             f"{judgement.seeds} seeds each would settle it."
         )
     failed = [check.name for check in judgement.checks if check.verdict == "regression"]

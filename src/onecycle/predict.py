@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from onecycle.errors import UserError
+from onecycle.errors import UserError, printable
 from onecycle.tables import Page, Table
 
 FORMATS = ("PNG", "JPEG")
@@ -76,11 +76,15 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     """`paths`, with the PNG and JPEG files directly in it, by name, in the place of each folder.
 
     Raises:
-        UserError: a folder holds none.
+        UserError: a folder holds none, or may not be looked into.
     """
     files: list[Path] = []
     for path in paths:
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        try:
+            inside = sorted(path.iterdir()) if path.is_dir() else None
+        except OSError as error:
+            raise UserError(f"{printable(path)} cannot be read: {error.strerror}") from None
+        found = [path] if inside is None else [file for file in inside if file.suffix.lower() in SUFFIXES]
         if not found:
             raise UserError(f"{printable(path)} holds no file named {', '.join(f'*{suffix}' for suffix in SUFFIXES)}")
         files += found
@@ -122,9 +126,9 @@ def read_image(file: Path, side: int) -> tuple[Pixels, str]:
         UserError: it is missing, no such file, too large or damaged.
     """
     name = printable(file)
-    if not file.is_file():
-        raise UserError(f"{name} is {'no regular file' if file.exists() else 'missing'}; give a PNG or JPEG file")
     try:
+        if not file.is_file():
+            raise UserError(f"{name} is {'no regular file' if file.exists() else 'missing'}; give a PNG or JPEG file")
         with file.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
     except OSError as error:
@@ -199,11 +203,6 @@ def page(model: Model, predictions: Sequence[Prediction]) -> Page:
     ranks = ("first", "second", "third")[: len(rows[0]) - 2]
     how = f"The middle square of each picture, resized to {model.side}×{model.side}, is what the model sees."
     return [how, Table(model.name, ("picture", "seen", *ranks), rows)]
-
-
-def printable(name: object) -> str:
-    """A name as text for a terminal: what would steer it, or cannot be encoded, is a question mark."""
-    return "".join(sign if sign.isprintable() else "?" for sign in str(name))
 
 
 def _sentence(error: Exception) -> str:

@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from onecycle import paths
 from onecycle.errors import UserError
@@ -18,12 +20,14 @@ from onecycle.tracking.freshness import Lock, parse_lock, recorded_params
 if TYPE_CHECKING:
     from onecycle.tracking.times import Training
 
+T = TypeVar("T")
+
 HASHES = Path("hashes.json")
 ENVIRONMENT = Path("environment.json")
 """Beside the params.yaml of a reference run, which has no dvc.lock and no row."""
 
-NO_CODE = "report"
-"""The stage whose code changes no figure."""
+NO_FIGURES = "report"
+"""The stage that changes no figure."""
 
 _TAGS = {
     "device": "device",
@@ -45,7 +49,9 @@ class Recorded:
     code: Mapping[str, str] = field(default_factory=dict)
     """Of what computed the figures."""
     params: Mapping[str, Any] = field(default_factory=dict)
-    """That its stages ran with; dotted keys."""
+    """That its stages ran with, the report's apart; dotted keys."""
+    trained: str | None = None
+    """The MD5 of the model that training wrote last."""
 
     @property
     def model(self) -> str | None:
@@ -87,19 +93,20 @@ def recorded(place: Place) -> Recorded:
     lock = _lock(place)
     if lock:
         outputs = {out["path"]: str(out.get("md5")) for entry in lock.values() for out in entry.get("outs", ())}
-        evaluated = model_read_by("evaluate", lock)
+        trained, evaluated = outputs.get(paths.MODEL.as_posix()), model_read_by("evaluate", lock)
+        figures = {stage: entry for stage, entry in lock.items() if stage != NO_FIGURES}
         code = {
             dep["path"]: str(dep.get("md5"))
-            for stage, entry in lock.items()
+            for entry in figures.values()
             for dep in entry.get("deps", ())
-            if stage != NO_CODE and dep["path"].startswith(("src/", "stages/"))
+            if dep["path"].startswith(("src/", "stages/"))
         }
         known = outputs | ({paths.MODEL.as_posix(): evaluated} if evaluated else {})
-        return Recorded(known, code, recorded_params(lock))
+        return Recorded(known, code, recorded_params(figures), trained)
     if place.row is not None:
         md5 = place.row.model_md5()
         return Recorded({paths.MODEL.as_posix(): md5} if md5 else {})
-    return Recorded(**_json(place, HASHES, ("outputs", "code")))
+    return _from_json(Recorded, place, HASHES, ("outputs", "code"))
 
 
 def environment(place: Place, model: str | None, trainings: Mapping[str, Training]) -> Environment:
@@ -110,7 +117,7 @@ def environment(place: Place, model: str | None, trainings: Mapping[str, Trainin
     """
     training = trainings.get(model or "")
     if training is None:
-        return Environment(**_json(place, ENVIRONMENT, tuple(Environment.__dataclass_fields__)))
+        return _from_json(Environment, place, ENVIRONMENT, tuple(Environment.__dataclass_fields__))
     versions = {
         name.removeprefix("version."): value for name, value in training.tags.items() if name.startswith("version.")
     }
@@ -118,19 +125,23 @@ def environment(place: Place, model: str | None, trainings: Mapping[str, Trainin
     return Environment(**fields, versions=dict(sorted(versions.items())), training_seconds=round(training.seconds, 1))
 
 
-def check_current(params: Mapping[str, Any], made: Recorded) -> None:
-    """Refuse results of other params than those beside them: params.yaml was edited since.
+def check_current(place: Place, params: Mapping[str, Any], made: Recorded) -> None:
+    """Refuse results of other params than those beside them, or of another model: not all that changed was run.
 
     Raises:
-        UserError: it was.
+        UserError: they are.
     """
     for key, value in made.params.items():
         now = params.get(key)
         if params and not yaml_values.same(now, value):
             raise UserError(
-                f"params.yaml says {key}: {yaml_values.spelled(now)}, its results are of {yaml_values.spelled(value)}; "
-                "run `dvc repro`"
+                f"{place.of(paths.PARAMS)} says {key}: {yaml_values.spelled(now)}, its results are of "
+                f"{yaml_values.spelled(value)}; run `dvc repro`"
             )
+    if made.trained and made.model != made.trained:
+        raise UserError(
+            f"{place.of(paths.EVALUATE_METRICS)} is of another model than the last that was trained; run `dvc repro`"
+        )
 
 
 def _lock(place: Place) -> Lock:
@@ -142,15 +153,20 @@ def _lock(place: Place) -> Lock:
         raise UserError(f"{place.of(paths.DVC_LOCK)}: {error}") from None
 
 
-def _json(place: Place, path: Path, fields: tuple[str, ...]) -> dict[str, Any]:
-    """The fields of a file beside a run's params.yaml; none where there is no such file, as in a workspace."""
+def _from_json(kind: type[T], place: Place, path: Path, fields: tuple[str, ...]) -> T:
+    """`kind` as a file beside a run's params.yaml has it; empty where there is no such file, as in a workspace."""
     content = None if place.folder in (None, Path()) else place.read(path)
     if content is None:
-        return {}
+        return kind()
     try:
         tree = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{place.of(path)} is not valid JSON: {error}") from None
     if not isinstance(tree, dict) or not set(tree) <= set(fields):
         raise UserError(f"{place.of(path)} must hold nothing but {', '.join(fields)}")
-    return tree
+    try:
+        return TypeAdapter(kind).validate_python(tree)
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in detail["loc"])
+        raise UserError(f"{place.of(path)}: {key}: {detail['msg']}") from None

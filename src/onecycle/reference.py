@@ -60,7 +60,7 @@ def record(name: str, recipe: str) -> str:
     place = find(name)
     results = read(place)
     made = provenance.recorded(place)
-    provenance.check_current(results.params, made)
+    provenance.check_current(place, results.params, made)
     target = REFERENCE / recipe / f"seed-{_seed(results)}"
     _check_fits(results, target)
     files = {path: _content(place, path, made) for path in FILES}

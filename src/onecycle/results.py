@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from onecycle import evaluation, paths, recipe
+from onecycle import evaluation, paths, provenance, recipe
 from onecycle.errors import UserError
 from onecycle.refusals import shown
 from onecycle.revisions import AbsentError, Place, find, seeds
@@ -94,11 +94,13 @@ def read_side(names: str) -> tuple[Results, ...]:
 
     Raises:
         AbsentError: there is no such run.
-        UserError: what it holds is not to be believed, or the runs are no replicates of one recipe.
+        UserError: what it holds is not to be believed or is not of its params, or the runs are no replicates of one
+            recipe.
     """
     runs = tuple(read(place) for name in names.split(",") for place in seeds(find(name.strip())))
     first = runs[0]
     for position, run in enumerate(runs):
+        provenance.check_current(run.place, run.params, provenance.recorded(run.place))
         _check_same_test(first, run)
         for other in runs[:position]:
             if np.array_equal(run.confidence, other.confidence) and np.array_equal(run.predictions, other.predictions):
@@ -252,7 +254,8 @@ def _predictions(place: Place, n: int, classes: int) -> dict[str, NDArray[Any]]:
             if file.schema_arrow.names.count(name) != 1:
                 raise UserError(f"{place.of(path)}: there must be one column {name}; run `dvc repro evaluate`")
         table = file.read(columns=list(COLUMNS))
-        assert table.num_rows == n
+        if table.num_rows != n:
+            raise UserError(f"{place.of(path)}: holds {table.num_rows} images, but says that it holds {n}")
     except UserError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:

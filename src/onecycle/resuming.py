@@ -14,6 +14,9 @@ from onecycle.training import Epoch, Run
 
 LogMetrics = Callable[[Mapping[str, float], int], None]
 
+SPARED_SECONDS = 5.0
+"""What a crash may cost a device that trains an epoch in less: taking its state would cost it that much each time."""
+
 
 def train_to_end(
     training: Run,
@@ -56,8 +59,10 @@ def train_to_end(
 
         for epoch in training.epochs(between_steps):
             log_metrics({**series(epoch, held_out), **progress.epoch(epoch)}, epoch.epoch)
-            save(training.snapshot())
-            saved = time.monotonic()
+            recent = in_background and time.monotonic() - saved < SPARED_SECONDS
+            if request.signal_number is not None or not recent:
+                save(training.snapshot())
+                saved = time.monotonic()
             request.obey()
     request.obey()
 

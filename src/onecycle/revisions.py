@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,8 +96,9 @@ def find(name: str) -> Place:
         if commit:
             return Place(name, commit, None)
     for folder in (Path(name), REFERENCE / name):
-        if folder.is_dir():
-            return Place(name, None, folder)
+        with suppress(OSError):  # a name too long, or no right to look
+            if folder.is_dir():
+                return Place(name, None, folder)
     if RUN_ID.fullmatch(name):
         return _stored(name)
     if repository.returncode != 0:

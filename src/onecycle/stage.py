@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 from onecycle import paths, signals
-from onecycle.errors import Stopped, UserError
+from onecycle.errors import Stopped, UserError, printable
 from onecycle.params import Params, flatten, load
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def run(name: str, body: Callable[[Params, Row], None]) -> NoReturn:
         params = load(paths.PARAMS)
         from onecycle import tracking
 
-        with tracking.join(name, params) as row, _memory_told(name, params):
+        with tracking.join(name, params) as row, _explained(name, params):
             body(params, row)
 
     exit_with(joined)
@@ -60,26 +60,36 @@ def _refuse(sentence: str) -> NoReturn:
     """End the process with one line; with ONECYCLE_DEBUG=1 also with where in the code it went wrong."""
     if os.environ.get("ONECYCLE_DEBUG") == "1":
         traceback.print_exc()
-    print(f"error: {sentence}", file=sys.stderr)
+    print("error:", "\n".join(printable(line) for line in sentence.splitlines()), file=sys.stderr)
     sys.exit(2)
 
 
 @contextmanager
-def _memory_told(name: str, params: Params) -> Iterator[None]:
-    """Tell what to do when memory is full; nothing is made smaller behind the user's back."""
+def _explained(name: str, params: Params) -> Iterator[None]:
+    """Tell what to do when memory is full or nothing can be compiled; nothing is changed behind the user's back."""
     try:
         yield
     except Exception as error:
-        if not _no_memory(error):
-            raise
-        again = "free some and run again" + " to go on from the last checkpoint" * (name == "train")
-        key = BATCHES.get(name)
-        if key is None:
-            raise UserError(f"{name} ran out of memory; {again}") from error
-        size = int(str(flatten(params)[key]))
-        raise UserError(
-            f"{name} ran out of memory with {key} {size}; {again}, or set {key} to {max(size // 2, 1)}"
-        ) from error
+        if _no_memory(error):
+            raise UserError(_more_memory(name, params, error)) from error
+        if _no_compiler(error):
+            raise UserError(
+                f"{name} cannot compile the network: {str(error).splitlines()[0]}; torch.compile needs a C++ compiler "
+                "and Python's headers (g++ and python3-dev): install them, or set train.compile to false"
+            ) from error
+        raise
+
+
+def _more_memory(name: str, params: Params, error: Exception) -> str:
+    again = "free some and run again" + " to go on from the last checkpoint" * (name == "train")
+    key = BATCHES.get(name)
+    if key is None:
+        return f"{name} ran out of memory; {again}"
+    size = int(str(flatten(params)[key]))
+    less = f"set {key} to {max(size // 2, 1)}"
+    if key == "batch_size" and "DefaultCPUAllocator" in str(error) and params.train.convolution != "direct":
+        less += " or, in fp32, train.convolution to direct"
+    return f"{name} ran out of memory with {key} {size}; {again}, or {less}"
 
 
 def _no_memory(error: Exception) -> bool:
@@ -94,6 +104,11 @@ def _no_memory(error: Exception) -> bool:
         "Insufficient memory",
     )
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
+
+
+def _no_compiler(error: Exception) -> bool:
+    """Whether torch.compile found no compiler, or that one no `Python.h`; Triton and Inductor tell it in words."""
+    return any(sign in str(error) for sign in ("Failed to find C compiler", "No working C++ compiler", "Python.h"))
 
 
 def _no_room(error: OSError) -> bool:

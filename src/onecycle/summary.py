@@ -220,4 +220,7 @@ def write_picture(found: Sequence[Group], file: Path) -> None:
         raise UserError(f"--picture must end in .png, got {file}")
     if not file.parent.is_dir():
         raise UserError(f"{file} cannot be written: there is no folder {file.parent}")
-    save_png(summary_figure(found), file)
+    try:
+        save_png(summary_figure(found), file)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror}") from None

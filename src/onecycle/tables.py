@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from onecycle.errors import printable
+
 
 class Table(NamedTuple):
     """Cells as text, the first column to the left and numbers to the right."""
@@ -40,15 +42,19 @@ def _escaped(text: str) -> str:
 
 
 def show(page: Page) -> None:
-    """Print to the terminal."""
+    """Print to the terminal. What a branch may have named itself steers nothing."""
     console = Console(highlight=False)
     for part in page:
         if isinstance(part, Table):
-            shown = RichTable(title=Text(part.title), title_justify="left")
+            shown = RichTable(title=_text(part.title), title_justify="left")
             for position, column in enumerate(part.columns):
                 shown.add_column(column, justify="right" if position else "left")
             for row in part.rows:
-                shown.add_row(*(Text(cell) for cell in row))
+                shown.add_row(*(_text(cell) for cell in row))
             console.print(shown)
         else:
-            console.print(Text(part))
+            console.print(_text(part))
+
+
+def _text(words: str) -> Text:
+    return Text("\n".join(printable(line) for line in words.splitlines()))

@@ -43,7 +43,8 @@ def handlers() -> Iterator[None]:
         (
             "lr_range",
             RuntimeError(CPU),
-            "lr_range ran out of memory with batch_size 512; free some and run again, or set batch_size to 256",
+            "lr_range ran out of memory with batch_size 512; free some and run again, or set batch_size to 256 or, "
+            "in fp32, train.convolution to direct",
         ),
         (
             "evaluate",
@@ -87,7 +88,7 @@ def test_09_training_that_gets_no_more_keeps_its_checkpoint(workspace: Path, tmp
     starved = stage(workspace, "train", 2, **hook)
     [sentence] = [line for line in starved.stderr.splitlines() if line.startswith("error: ")]
     assert "train ran out of memory with batch_size 256; " in sentence
-    assert sentence.endswith("set batch_size to 128")
+    assert sentence.endswith("set batch_size to 128 or, in fp32, train.convolution to direct")
     assert "Traceback" not in starved.stderr
     assert (workspace / "params.yaml").read_bytes() == params
     [state] = (workspace / ".state" / "train").glob("*/*.ckpt")

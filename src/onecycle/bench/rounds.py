@@ -132,6 +132,7 @@ def _peaks(rounds: Sequence[Mapping[Turn, float]]) -> dict[str, dict[str, Any]]:
 def page(document: Mapping[str, Any]) -> Page:
     """The document for a terminal of 80 columns."""
     ours = document["end_to_end"]
+    winograd = any(each["convolution"] == "winograd" for each in document["training"])
     rows = [
         *(_row(f"input, {each['backend']}", each) for each in document["input"]),
         *(_row(f"forward + backward, {_arithmetic(each)}", each) for each in document["forward_backward"]),
@@ -151,6 +152,7 @@ def page(document: Mapping[str, Any]) -> Page:
         f"params.yaml takes {_arithmetic(ours)} and {ours['backend']}: {document['ratio']:.2f} times the student's "
         f"loop; input is {ours['input_share']:.1%} of it, an epoch's training {document['epoch_seconds']:.1f} s, "
         f"its first turn (with compilation, if any) {ours['first_turn_seconds']:.1f} s",
+        *(["Winograd's FLOP are those that it saves, too, so that it may be above the peak."] if winograd else []),
     ]
 
 

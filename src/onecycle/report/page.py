@@ -32,7 +32,7 @@ def page(inputs: ReportInputs, execution: Mapping[str, Mapping[str, str]] | None
         inputs=inputs,
         execution=execution or {},
         dataset=DATASETS[params.data.dataset],
-        model=MODELS[params.model.name],
+        model=MODELS.get(params.model.name, params.model.name),
         method=METHODS[params.lr_range.method],
         verdict=verdict(params, inputs.metrics),
         parameters=_groups(inputs),

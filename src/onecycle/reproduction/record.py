@@ -107,10 +107,9 @@ def _of_row(place: Place, row: StoredRow) -> Record:
 def _parsed(place: Place, lock: bytes) -> Lock:
     try:
         stages = parse_lock(lock)
-        named = all(out["path"] for stage in stages.values() for out in stage.get("outs", ()))
-    except (ValueError, AttributeError, KeyError, TypeError):
-        named = False
-    if not named or not stages:
+    except ValueError:
+        stages = {}
+    if not stages:
         raise UserError(f"{place.of(paths.DVC_LOCK)} is no dvc.lock with stages")
     return stages
 

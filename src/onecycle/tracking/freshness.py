@@ -23,9 +23,26 @@ def read_lock(root: Path = Path()) -> Lock:
 
 
 def parse_lock(content: bytes) -> Lock:
-    """What `read_lock` gives, of a dvc.lock that lies elsewhere. Raises `ValueError` for what is no YAML."""
-    stages: Lock = yaml_values.load(content).get("stages", {})
+    """What `read_lock` gives, of a dvc.lock that lies elsewhere. Raises `ValueError` for what is none."""
+    stages = yaml_values.load(content).get("stages", {})
+    if not (isinstance(stages, dict) and all(_is_entry(entry) for entry in stages.values())):
+        raise ValueError("holds no stages as DVC writes them")
     return stages
+
+
+def _is_entry(entry: object) -> bool:
+    if not isinstance(entry, dict):
+        return False
+    params, files = entry.get("params", {}), (entry.get("deps", []), entry.get("outs", []))
+    return (
+        isinstance(params, dict)
+        and all(isinstance(values, dict) for values in params.values())
+        and all(isinstance(each, list) and all(_is_file(file) for file in each) for each in files)
+    )
+
+
+def _is_file(file: object) -> bool:
+    return isinstance(file, dict) and isinstance(file.get("path"), str)
 
 
 def recorded_params(lock: Lock) -> dict[str, Any]:
