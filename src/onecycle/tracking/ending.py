@@ -9,7 +9,7 @@ from pathlib import Path
 from onecycle import paths
 from onecycle.tracking.collect import STAGES
 from onecycle.tracking.execution import Execution
-from onecycle.tracking.freshness import Lock, parse_lock, undone
+from onecycle.tracking.freshness import Lock, parse_graph, parse_lock, undone
 from onecycle.tracking.git import experiment_commit
 
 _ASKING = {"-i", "--interactive", "--dry"}
@@ -50,5 +50,5 @@ def temporary(workspace: Path) -> bool:
 def _graph(folder: Path) -> Lock:
     """The stages in a folder's dvc.yaml; none where that is not there (any more)."""
     with suppress(FileNotFoundError):
-        return parse_lock((folder / paths.DVC_YAML).read_bytes())
+        return parse_graph((folder / paths.DVC_YAML).read_bytes())
     return {}

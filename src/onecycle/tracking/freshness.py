@@ -30,6 +30,12 @@ def parse_lock(content: bytes) -> Lock:
     return stages
 
 
+def parse_graph(content: bytes) -> Lock:
+    """dvc.yaml's stages, in the pipeline's order. Raises `ValueError` for what is no YAML."""
+    stages: Lock = yaml_values.load(content).get("stages", {})
+    return stages
+
+
 def _is_entry(entry: object) -> bool:
     if not isinstance(entry, dict):
         return False
