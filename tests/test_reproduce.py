@@ -124,9 +124,8 @@ def test_a_commit_with_a_knob_that_is_no_more(tracked: Tracked) -> None:
     set_params(tracked.root, {"runtime.gone": True})
     command(tracked.root, "dvc", "repro")
     command(tracked.root, "git", "commit", "-qam", "a knob")
-    found = tracked.reproduce("HEAD")
-    assert_identical(found)
-    assert found["ran"] == []
+    command(tracked.root, "git", "revert", "--no-edit", "HEAD")
+    assert tracked.reproduce("HEAD~1")["verdict"] == "identical"
 
 
 @pytest.mark.slow
