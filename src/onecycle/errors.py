@@ -19,3 +19,8 @@ def printable(name: object) -> str:
     """Text for a terminal, whose author may be a stranger: what would steer it, or cannot be encoded, is a question
     mark."""
     return "".join(sign if sign.isprintable() else "?" for sign in str(name))
+
+
+def printable_lines(text: str) -> str:
+    """As `printable`, of text that may have several lines."""
+    return "\n".join(printable(line) for line in text.splitlines())

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 from onecycle import paths, signals
-from onecycle.errors import Stopped, UserError, printable
+from onecycle.errors import Stopped, UserError, printable_lines
 from onecycle.params import Params, flatten, load
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _refuse(sentence: str) -> NoReturn:
     """End the process with one line; with ONECYCLE_DEBUG=1 also with where in the code it went wrong."""
     if os.environ.get("ONECYCLE_DEBUG") == "1":
         traceback.print_exc()
-    print("error:", "\n".join(printable(line) for line in sentence.splitlines()), file=sys.stderr)
+    print(f"error: {printable_lines(sentence)}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from onecycle.errors import printable
+from onecycle.errors import printable_lines
 
 
 class Table(NamedTuple):
@@ -57,4 +57,4 @@ def show(page: Page) -> None:
 
 
 def _text(words: str) -> Text:
-    return Text("\n".join(printable(line) for line in words.splitlines()))
+    return Text(printable_lines(words))

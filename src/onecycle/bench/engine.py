@@ -72,7 +72,7 @@ class Engine:
         """The device, what runs on it, and what can be timed."""
         kind = self._compute.device.type
         return {
-            "device": f"cpu ({processor()})" if kind == "cpu" else str(self._compute).split(", ")[0],
+            "device": f"cpu ({processor()})" if kind == "cpu" else str(self._compute).rpartition(", ")[0],
             "kind": kind,
             "threads": torch.get_num_threads(),
             "images": self._images,
