@@ -29,7 +29,7 @@ from onecycle.lr_range import Curve, range_test, suggest
 from onecycle.params import LRRangeParams, load
 
 SHIPPED = load(Path(__file__).parents[1] / "params.yaml").lr_range
-METHODS = ("steepest", "valley", "minimum_over_ten")
+METHODS = ("minimum_over_two", "minimum_over_ten", "steepest", "valley")
 BLIND = math.log(10)
 CPU = torch.device("cpu")
 
@@ -255,7 +255,8 @@ def drawn(
     shape: Callable[[np.ndarray], np.ndarray], noise: float = 0.0, seed: int = 0, **changes: object
 ) -> tuple[Curve, LRRangeParams]:
     """A curve of that loss per decimal logarithm of the rate; its accuracy tells the same tale."""
-    params = lr_range(**({"start_lr": 0.00001, "end_lr": 1.0, "iterations": 100, "smoothing": 3.0} | changes))
+    sweep = {"start_lr": 0.00001, "end_lr": 1.0, "iterations": 100}
+    params = lr_range(**(sweep | {"smoothing": 3.0, "criterion": "loss", "method": "steepest"} | changes))
     rate = np.geomspace(params.start_lr, params.end_lr, params.iterations)
     loss = shape(np.log10(rate)) + np.random.default_rng(seed).normal(0, noise, rate.size)
     return Curve(rate, loss, np.clip(1 - 0.9 * loss / BLIND, 0, 1), classes=10), params
@@ -282,9 +283,10 @@ def test_steepest_is_where_the_curve_is_steepest(criterion: str) -> None:
     assert (suggestion.criterion, suggestion.reason, suggestion.advice) == (criterion, None, None)
 
 
-def test_minimum_over_ten_is_a_tenth_of_the_best_rate() -> None:
-    curve, params = drawn(lambda x: 1.5 + 0.2 * (x + 2) ** 2, method="minimum_over_ten")
-    assert suggest(curve, params, 10).max_lr == pytest.approx(1e-3, rel=0.13)
+@pytest.mark.parametrize(("method", "rate"), [("minimum_over_two", 5e-3), ("minimum_over_ten", 1e-3)])
+def test_the_minimum_s_methods_take_a_share_of_the_best_rate(method: str, rate: float) -> None:
+    curve, params = drawn(lambda x: 1.5 + 0.2 * (x + 2) ** 2, method=method)
+    assert suggest(curve, params, 10).max_lr == pytest.approx(rate, rel=0.13)
 
 
 def test_valley_is_the_middle_of_the_longest_descent() -> None:
@@ -301,6 +303,7 @@ def test_valley_is_the_middle_of_the_longest_descent() -> None:
     [
         ("steepest", 4e-4, 2.5e-3),
         ("valley", 3e-4, 4e-3),
+        ("minimum_over_two", 5e-3, 5e-2),
         ("minimum_over_ten", 1e-3, 1e-2),
     ],
 )

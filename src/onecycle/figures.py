@@ -27,9 +27,10 @@ RULE: Final = "#d9dde2"
 """Okabe & Ito (2008): told apart with any colour vision, and in grey by their lightness."""
 
 METHODS: Final = {
+    "minimum_over_two": "half the rate at the best point",
+    "minimum_over_ten": "a tenth of the rate at the best point",
     "steepest": "steepest slope",
     "valley": "valley",
-    "minimum_over_ten": "a tenth of the rate at the best point",
 }
 """How `lr_range.method` reads in a sentence that goes on "of the smoothed loss"."""
 

@@ -195,12 +195,14 @@ def suggest(curve: Curve, lr_range: LRRangeParams, div_factor: float) -> Suggest
 
     What is read is the loss of `Curve.smoothed`, or the error, 1 − its accuracy. `lr_range.method` is one of
 
+    - minimum_over_two: half the best point's rate. Where a curve is best depends little on how fast a sweep is and
+      where it starts; where it falls, does. The half keeps a distance from where training breaks down;
+    - minimum_over_ten: a tenth of the best point's rate, fastai's `minimum`;
     - steepest: the rate of steepest descent to a new low, per natural logarithm of the rate;
-    - valley: the middle of the longest descent, fastai's default (`valley` in fastai/callback/schedule.py);
-    - minimum_over_ten: a tenth of the best point's rate, fastai's `minimum`.
+    - valley: the middle of the longest descent, fastai's default (`valley` in fastai/callback/schedule.py).
 
-    The descent must visibly begin inside the range, and end there (a blow-up ends it for the last two methods only);
-    an edge, two standard deviations of the smoothing wide, is never the answer. `div_factor` is max_lr / min_lr.
+    The descent must visibly begin inside the range, and end there (a blow-up ends it, too, but not for steepest); an
+    edge, two standard deviations of the smoothing wide, is never the answer. `div_factor` is max_lr / min_lr.
     """
 
     def refused(reason: str, advice: str) -> Suggestion:
@@ -256,7 +258,12 @@ def suggest(curve: Curve, lr_range: LRRangeParams, div_factor: float) -> Suggest
         steepest = begin + int(np.gradient(record, np.log(rate[:end]))[begin : last + 1].argmin())
         found, ends = rate[steepest], turned or _above_chord(-record[steepest : last + 1]).max() > least_bend
     else:
-        found, ends = rate[_valley(smoothed)] if lr_range.method == "valley" else rate[best] / 10, turned or stopped
+        read = {
+            "valley": rate[_valley(smoothed)],
+            "minimum_over_ten": rate[best] / 10,
+            "minimum_over_two": rate[best] / 2,
+        }
+        found, ends = read[lr_range.method], turned or stopped
     if not ends and stopped:
         advice = "Set lr_range.method to minimum_over_ten, which keeps its distance from there."
         return refused(f"The {name} fell until training blew up, at a rate of {_plain(rate[-1])}.", advice)
