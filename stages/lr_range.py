@@ -1,9 +1,10 @@
 """Sweep the learning rate over the training split and read a peak rate for One Cycle from the curve."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
+import torch
 from torch.nn import functional as F
 
 from onecycle import data, figures, paths
@@ -20,15 +21,18 @@ from onecycle.tracking import Row
 def main(params: Params, row: Row) -> None:
     """Read images and statistics; write curve.csv, suggestion.json and curve.png."""
     prepared = prepare(params, data.load(paths.DATASET), *data.read_statistics(paths.STATS_JSON))
-    network = InPrecision(prepared.classifier, prepared.compute)
-    row.tags({"device": str(prepared.compute)})
+    compute = prepared.compute
+    if compute.precision == torch.float16:
+        compute = replace(compute, precision=torch.float32)  # a sweep has no loss scaling, without which they vanish
+    network = InPrecision(prepared.classifier, compute)
+    row.tags({"device": str(compute), "buffers_kept": str(prepared.buffers_kept).lower()})
     curve = range_test(
         network,
         build_optimizer(network, params.optimizer, params.lr_range.start_lr),
         partial(F.cross_entropy, label_smoothing=params.train.label_smoothing),
         prepared.loader.endless(),
         params.lr_range,
-        prepared.compute.device,
+        compute.device,
     )
     suggestion = suggest(curve, params.lr_range, params.one_cycle.div_factor)
 

@@ -26,7 +26,8 @@ def main(params: Params, row: Row) -> None:
     prepared = prepare(params, dataset, *data.read_statistics(paths.STATS_JSON))
     schedule = one_cycle(params.one_cycle, max_lr, params.epochs, prepared.loader.steps)
     training = Run(prepared, schedule, params.optimizer, params.train)
-    row.tags({"device": str(prepared.compute), "threads": str(torch.get_num_threads())})
+    buffers = str(prepared.buffers_kept).lower()
+    row.tags({"device": str(prepared.compute), "threads": str(torch.get_num_threads()), "buffers_kept": buffers})
     print(f"train: on {prepared.compute}", flush=True)
 
     decides = {"data": dataset.digest, "learning rate": max_lr, "device": prepared.compute}

@@ -115,7 +115,8 @@ def test_what_differs_of_that_which_is_known() -> None:
     recorded = {"device": "cpu, float32", "threads": "1", "version.torch": "2.15.0", "version.gone": "1", "os": "a"}
     here = {"device": "cpu, float32", "threads": "2", "version.torch": "2.14.1", "version.new": "3", "os": "b"}
     assert surroundings.differences(recorded, here) == [THREADS, Difference("torch", "2.15.0", "2.14.1")]
-    assert surroundings.differences({}, here) == [UNKNOWN]
+    for nothing in ({}, {"rebuilt": "from git", "git.commit": "abc"}):
+        assert surroundings.differences(nothing, here) == [UNKNOWN]
 
 
 @pytest.mark.parametrize("path", ["../outside", "/outside", "results/../../outside"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,14 @@ def test_every_sample_has_its_own_draw_in_every_epoch(images: NDArray[np.uint8])
     one, two = batched(torch.arange(200), 0), batched(torch.arange(200), 1)
     assert torch.equal(batched(torch.arange(199, -1, -1), 0).flip(0), one)
     assert (one != two).flatten(1).any(1).float().mean() > 0.95
+
+
+def test_a_loader_process_that_is_spawned_draws_the_same(images: NDArray[np.uint8]) -> None:
+    """As on macOS: it gets the engine pickled."""
+    index = np.arange(len(images))
+    engine = Albumentations(augment_params(), MEAN, seed=0)
+    there = pickle.loads(pickle.dumps(engine))
+    np.testing.assert_array_equal(there(images, index, 2), engine(images, index, 2))
 
 
 def test_offset_flip_and_hole_are_independent() -> None:

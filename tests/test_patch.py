@@ -102,6 +102,33 @@ def test_a_row_keeps_it_without_secrets(tmp_path: Path) -> None:
             assert b"correct horse" not in file.read_bytes()
 
 
+def test_what_would_not_apply_without_its_secrets_is_not_kept(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (repository / "src/a.py").write_text("KEY = 'correct horse'\nA = 1\n", encoding="utf-8")
+    commit(repository)
+    monkeypatch.setenv("MY_API_KEY", "correct horse")
+    (repository / "src/a.py").write_text("KEY = 'correct horse'\nA = 2\n", encoding="utf-8")
+    assert patch.take() == patch.Patch(b"", "not kept: without the secrets in it, it would not apply")
+
+
+def test_a_row_with_nothing_but_notes_beside_the_code_says_so(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "repo")
+    command(workspace.root, "git", "init", "-q")
+    workspace.write(".gitignore", "/.state/\n")
+    commit(workspace.root)
+    workspace.write("notes.txt", "a thought\n")
+    try:
+        finish(workspace.stage("train", ONECYCLE_TRACKING="journal"))
+    finally:
+        workspace.close()
+    assert not list((workspace.root / ".state/journal").rglob("changes.patch"))
+    told = [entry["values"] for entry in workspace.entries() if "git.patch" in entry.get("values", {})]
+    assert [(tags["git.dirty"], tags["git.changed"], tags["git.patch"]) for tags in told] == [
+        ("true", "notes.txt", patch.EMPTY)
+    ]
+
+
 def test_a_row_of_a_clean_workspace_keeps_none(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "repo")
     command(workspace.root, "git", "init", "-q")

@@ -24,7 +24,7 @@ from onecycle.tracking.collect import collect
 from onecycle.tracking.describe import description
 from onecycle.tracking.execution import Execution, Process, dvc_arguments
 from onecycle.tracking.freshness import fresh
-from onecycle.tracking.journal import Journal
+from onecycle.tracking.journal import Journal, Sent
 from onecycle.tracking.redaction import without_secrets
 from onecycle.tracking.summary import Summary
 from onecycle.tracking.yaml_values import same, spelled
@@ -155,6 +155,12 @@ for i in range(300): Journal(Path({str(tmp_path)!r})).append("metrics", stage="x
     assert sorted(steps) == sorted(list(range(300)) * 3)
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"sender": null}', '{"sender": {"host": "x"}}'])
+def test_a_note_of_what_was_sent_that_a_power_cut_spoilt_counts_for_nothing(tmp_path: Path, content: str) -> None:
+    (tmp_path / "sent.json").write_text(content, encoding="utf-8")
+    assert Journal(tmp_path).sent() == Sent()
+
+
 def test_a_kept_file_does_not_change_with_the_original(tmp_path: Path) -> None:
     journal, file = Journal(tmp_path / "journal"), tmp_path / "curve.png"
     file.write_bytes(b"first")
@@ -172,10 +178,16 @@ def test_a_kept_file_does_not_change_with_the_original(tmp_path: Path) -> None:
         ("postgresql://u:p@ss/w@host/db", "postgresql://host/db"),
         ("value hunter22 seen", "value $MY_TOKEN seen"),
         ("epochs=2 in /home/me", "epochs=2 in /home/me"),
+        ("train, by somebody: false", "train, by somebody: false"),
+        (
+            "git+ssh://git@example.com/x and https://token@example.com/x",
+            "git+ssh://git@example.com/x and https://example.com/x",
+        ),
     ],
 )
 def test_secrets_are_taken_out(text: str, clean: str) -> None:
     environment = {"MY_TOKEN": "hunter22", "PASSWORD": "", "HOME": "/home/me", "KEY": "2"}
+    environment |= {"TOKENIZERS_PARALLELISM": "train", "GIT_AUTHOR_NAME": "somebody", "DISABLE_IMPLICIT_TOKEN": "false"}
     assert without_secrets(text, environment) == clean
 
 

@@ -317,6 +317,16 @@ def test_a_database_that_is_no_use_is_told_and_left_alone(workspace: Workspace, 
     assert workspace.journals
 
 
+def test_a_journal_that_is_none_keeps_no_other_from_the_store(workspace: Workspace) -> None:
+    Journal(workspace.root / ".state/journal/none").append("metrics", stage="train", values={"a": 1.0}, step=None)
+    (workspace.root / ".state/journal/none/sent.json").touch()
+    finish(workspace.stage("train", **JOURNAL))
+    with pytest.raises(UserError, match="none lacks the entry that opens a row"):
+        list(sync())
+    assert [row.status for row in workspace.rows()] == ["FINISHED"]
+    assert [file.parent.name for file in workspace.journals] == ["none"]
+
+
 UNTIL_TOLD = """
 from onecycle.tracking.journal import all_journals
 for epoch in range(1, 121):

@@ -66,6 +66,12 @@ def test_images_that_need_no_gradient_get_none() -> None:
     assert not convolve(images, weights.detach()).requires_grad
 
 
+def test_the_result_may_be_changed_in_place() -> None:
+    images, weights = random(2, 4, 8, 8), random(4, 4, 3, 3).requires_grad_()
+    torch.autograd.backward(convolve(images, weights).add_(1).relu_().sum())
+    assert weights.grad is not None and convolve(images, weights).is_contiguous(memory_format=torch.channels_last)
+
+
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     """Shapes of the weights that `convolve` is given from now on."""
     shapes: list[torch.Size] = []

@@ -72,6 +72,9 @@ class _CounterRandom(random.Random):
     def seed(self, *_args: object, **_kwargs: object) -> None:
         """The generator is positioned by `Albumentations`, never here."""
 
+    def __reduce__(self) -> tuple[type[_CounterRandom], tuple[np.random.Generator]]:
+        return (_CounterRandom, (self._generator,))  # for loader processes that are spawned, as on macOS
+
 
 class Albumentations:
     """The augmentation through albumentations, one image at a time (about 8,000 images/s on one core).

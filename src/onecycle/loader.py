@@ -118,4 +118,4 @@ def worker_count(workers: int | str, device: torch.device) -> int:
     """`runtime.workers` as a number of loader processes."""
     if workers != "auto":
         return int(workers)
-    return 0 if device.type == "cpu" else (os.cpu_count() or 1) // 2
+    return (os.cpu_count() or 1) // 2 if device.type == "cuda" else 0

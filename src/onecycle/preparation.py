@@ -28,6 +28,8 @@ class Prepared:
     held_out: str
     held_out_images: NDArray[np.uint8]
     held_out_labels: NDArray[np.int64]
+    buffers_kept: bool
+    """Whether the C library keeps big buffers mapped, see `device.keep_buffers_mapped`."""
 
 
 def prepare(params: Params, dataset: Dataset, mean: NDArray[np.float64], std: NDArray[np.float64]) -> Prepared:
@@ -38,8 +40,7 @@ def prepare(params: Params, dataset: Dataset, mean: NDArray[np.float64], std: ND
         dataset: uint8 images and int64 labels, memory-mapped.
         mean, std: (3,) per channel, in [0, 1].
     """
-    if params.runtime.allocator:
-        device.keep_buffers_mapped()
+    buffers_kept = params.runtime.allocator and device.keep_buffers_mapped()
     compute = device.select(params.train)
     seed_everything(params.seed)
     classifier = build_classifier(params.model, len(dataset.classes), mean.tolist(), std.tolist())
@@ -58,4 +59,4 @@ def prepare(params: Params, dataset: Dataset, mean: NDArray[np.float64], std: ND
     held_out = "validation"
     if not len(validation):
         held_out, images, labels = "test", dataset.test_images, dataset.test_labels
-    return Prepared(compute, classifier.to(compute.device), loader, held_out, images, labels)
+    return Prepared(compute, classifier.to(compute.device), loader, held_out, images, labels, buffers_kept)

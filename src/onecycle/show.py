@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from onecycle import paths, revisions
@@ -76,10 +77,15 @@ def know(name: str) -> Known:
     row = place.row or (row_of_lock(content) if content else None)
     if row is None and not lock:
         raise UserError(f"{place.of(paths.DVC_LOCK)} is missing, and no row is of it; {place.remedy}")
-    commit = row.tags.get("git.commit") if row else place.commit
-    changed = context.overrides(params, commit) if commit else ""
+    changed = _changed(place, row, params)
     stages = tuple(_stages(row, lock))
     return Known(place, row, params, changed, dict(row.metrics) if row else {}, stages)
+
+
+def _changed(place: Place, row: StoredRow | None, params: Mapping[str, str]) -> str:
+    if row:
+        return row.tags.get("params.changed", "")
+    return context.overrides(params, place.commit or "HEAD") if place.folder in (None, Path()) else ""
 
 
 def _stages(row: StoredRow | None, lock: Lock) -> Iterator[Stage]:

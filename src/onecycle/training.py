@@ -142,8 +142,8 @@ class Run:
         torch.autograd.backward(self._scaler.scale(total))
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        state.loss_sum += loss.to(state.loss_sum) * len(labels)
-        state.hits += hits.to(state.hits)
+        state.loss_sum += _like(state.loss_sum, loss) * len(labels)
+        state.hits += _like(state.hits, hits)
         state.seen += len(labels)
         state.step += 1
 
@@ -184,8 +184,8 @@ class Run:
             )
             for images, labels in pairs:
                 logits = self._logits(images)
-                loss += F.cross_entropy(logits, labels, reduction="sum").to(loss)
-                hits += (logits.argmax(dim=1) == labels).sum().to(hits)
+                loss += _like(loss, F.cross_entropy(logits, labels, reduction="sum"))
+                hits += _like(hits, (logits.argmax(dim=1) == labels).sum())
         return float(loss) / len(self._held_labels), int(hits) / len(self._held_labels)
 
     def _out_of_patience(self) -> bool:
@@ -239,6 +239,11 @@ def _no_sums(device: torch.device) -> tuple[Tensor, Tensor]:
     """(loss sum, hits) of no images, on the device; mps has no float64, so there they live on the CPU."""
     place = torch.device("cpu") if device.type == "mps" else device
     return torch.zeros((), dtype=torch.float64, device=place), torch.zeros((), dtype=torch.int64, device=place)
+
+
+def _like(sums: Tensor, value: Tensor) -> Tensor:
+    """`value` where and of the type that `sums` are; moved first, since mps cannot even make a float64 on its way."""
+    return value.to(sums.device).to(sums.dtype)
 
 
 def _compiled(objective: Objective, train: TrainParams, device: torch.device) -> Callable[..., Any]:

@@ -98,7 +98,8 @@ def convolve(images: Tensor, weights: Tensor) -> Tensor:
         (N, K, H, W) in channels_last, with a relative error of some 1e-6, and gradients alike. Until the backward pass
         it keeps 2.25 times the images, transformed, instead of them.
     """
-    return cast(Tensor, _Convolution.apply(images, weights))
+    differentiated = torch.is_grad_enabled() and (images.requires_grad or weights.requires_grad)
+    return cast(Tensor, _Convolution.apply(images, weights, differentiated))
 
 
 class _Convolution(torch.autograd.Function):
@@ -109,12 +110,14 @@ class _Convolution(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(context: Any, images: Tensor, weights: Tensor) -> Tensor:
+    def forward(context: Any, images: Tensor, weights: Tensor, differentiated: bool) -> Tensor:
         (count, inputs, height, width), outputs = images.shape, len(weights)
         rows, columns = height // 4, width // 4
         images = images.permute(0, 2, 3, 1)
         filters = (_G @ weights.permute(2, 3, 1, 0).reshape(9, -1)).view(36, inputs, outputs)
-        result = images.new_empty(count, rows, 4, columns, 4, outputs)
+        shape = (count, outputs, height, width)
+        result = torch.empty(shape, memory_format=torch.channels_last)  # no view, which could not be changed in place
+        blocks = result.permute(0, 2, 3, 1).view(count, rows, 4, columns, 4, outputs)
         scratch, kept = _Scratch(), []
         for chunk in _chunks(count, rows * columns):
             part = images[chunk]
@@ -125,15 +128,16 @@ class _Convolution(torch.autograd.Function):
             pixels.view(overlapping.shape).copy_(overlapping)
             tiles = torch.bmm(_B.expand(len(pixels), 36, 36), pixels)
             products = torch.bmm(tiles.transpose(0, 1), filters, out=scratch("products", 36, len(tiles), outputs))
-            blocks = torch.mm(_A, products.view(36, -1), out=scratch("blocks", 16, len(tiles) * outputs))
-            result[chunk] = blocks.view(4, 4, -1, rows, columns, outputs).permute(2, 3, 0, 4, 1, 5)
-            kept.append(tiles)
+            made = torch.mm(_A, products.view(36, -1), out=scratch("made", 16, len(tiles) * outputs))
+            blocks[chunk] = made.view(4, 4, -1, rows, columns, outputs).permute(2, 3, 0, 4, 1, 5)
+            if differentiated:  # in here gradients are always off, so that only the caller knows
+                kept.append(tiles)
         context.save_for_backward(filters, *kept)
-        return result.view(count, height, width, outputs).permute(0, 3, 1, 2)
+        return result
 
     @staticmethod
     @once_differentiable
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor]:
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
         filters, *kept = context.saved_tensors
         (_, inputs, outputs), (count, _, height, width) = filters.shape, gradient.shape
         rows, columns = height // 4, width // 4
@@ -159,7 +163,7 @@ class _Convolution(torch.autograd.Function):
         weights_gradient = (_G_TRANSPOSED @ filters_gradient.view(36, -1)).view(3, 3, inputs, outputs)
         if images_gradient is not None:
             images_gradient = images_gradient.permute(0, 3, 1, 2)
-        return images_gradient, weights_gradient.permute(3, 2, 0, 1)
+        return images_gradient, weights_gradient.permute(3, 2, 0, 1), None
 
 
 class _Scratch:

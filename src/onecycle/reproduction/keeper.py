@@ -36,7 +36,7 @@ def main(worktree: Path, checkpoints: Path) -> None:
 
 def _end(group: int) -> None:
     """End a process group: asked first, killed if it does not end."""
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError, PermissionError):  # that is what macOS says of a group of zombies
         os.killpg(group, signal.SIGTERM)
         deadline = time.monotonic() + PATIENCE_SECONDS
         while _lives(group) and time.monotonic() < deadline:

@@ -92,10 +92,11 @@ def _of_row(place: Place, row: StoredRow) -> Record:
     changes = row.artifact(source.PATCH) or b""
     if not changes and row.tags.get("git.dirty") == "true":
         found = _experiment_of(row, lock)
+        others = [name for name in row.tags.get("git.changed", "").split(", ") if Path(name).name != paths.PARAMS.name]
+        why = row.tags.get("git.patch", "from a time when rows kept no patch")
         if found:
             commit = found
-        elif row.tags.get("git.changed") != paths.PARAMS.name:  # which the row holds, too
-            why = row.tags.get("git.patch", "from a time when rows kept no patch")
+        elif others and why != patch.EMPTY:  # the params are in the row, too
             raise UserError(
                 f"run {row.run_id} was made with changes that are in no commit ({row.tags.get('git.changed')}), and "
                 f"holds no patch of them ({why}); commit before you run"

@@ -23,8 +23,8 @@ from onecycle.reproduction.record import Record, find_record, set_params
 from onecycle.reproduction.surroundings import Difference
 from onecycle.reproduction.worktree import Worktree, worktree
 from onecycle.revisions import Place
-from onecycle.tracking import patch, yaml_values
-from onecycle.tracking.freshness import read_lock
+from onecycle.tracking import patch
+from onecycle.tracking.freshness import Lock, parse_graph, read_lock, undone
 from onecycle.tracking.sync import sync
 
 if TYPE_CHECKING:
@@ -78,7 +78,9 @@ def reproduce(name: str, options: Options) -> Reproduction:
 
 
 def _in(tree: Worktree, record: Record, options: Options, attempt: str, limits: params.GateParams) -> Reproduction:
-    stages = _prepare(tree, record)
+    graph = _prepare(tree, record)
+    not_made = undone(graph, record.stages, record.params)
+    stages = [stage for stage in graph if stage not in not_made]
     if options.first and options.first not in stages:
         raise UserError(f"--from must be one of {', '.join(stages)}, got {options.first}")
     python = _python(tree, options)
@@ -88,23 +90,27 @@ def _in(tree: Worktree, record: Record, options: Options, attempt: str, limits: 
     _furnish(tree, record, options, files)
     ran = _run(tree, stages, options, python, f"{record.row.run_id if record.row else record.commit} {attempt}")
     notes = _sent()
+    if not_made:
+        notes.append(f"the run did not make what {', '.join(not_made)} would, so that is not compared")
     found = _compare(tree, record, stages, differing, files, limits, notes)
-    row = _own_row(attempt) if ran else None
-    done = Reproduction(record, found, stages, ran, notes, row)
-    _link(done)
-    return done
+    row = None
+    try:
+        row = _own_row(attempt) if ran else None
+        _link(record, row, found.verdict)
+    except UserError as error:  # what came of hours of work is told all the same
+        notes.append(f"MLflow cannot be told: {error}")
+    return Reproduction(record, found, stages, ran, notes, row)
 
 
-def _prepare(tree: Worktree, record: Record) -> list[str]:
-    """Put code and params in place; returns the stages in the pipeline's order."""
+def _prepare(tree: Worktree, record: Record) -> Lock:
+    """Put code and params in place; returns dvc.yaml's stages in the pipeline's order."""
     if record.changes:
         tree.apply(record.changes)
     if not (tree.folder / paths.DVC_YAML).exists():
         raise UserError(f"commit {record.commit[:12]} has no {paths.DVC_YAML} where this workspace has its own")
     for key in set_params(tree.folder / paths.PARAMS, record.params):
         print(f"reproduce: {key} is set to {record.params[key]}, as it was", file=sys.stderr)
-    graph = yaml_values.load((tree.folder / paths.DVC_YAML).read_bytes()).get("stages", {})
-    return list(graph)
+    return parse_graph((tree.folder / paths.DVC_YAML).read_bytes())
 
 
 def _python(tree: Worktree, options: Options) -> Path:
@@ -157,13 +163,13 @@ def _furnish(tree: Worktree, record: Record, options: Options, files: Path) -> N
 
 def _run(tree: Worktree, stages: Sequence[str], options: Options, python: Path, reproduces: str) -> list[str]:
     """Run what DVC holds for changed or missing, or what was asked for; returns the stages that ran."""
-    commands = [["repro"]]
+    commands = [["repro", *stages]]
     if options.first and not options.from_scratch:
         before, again = stages[: stages.index(options.first)], stages[stages.index(options.first) :]
         commands = [["repro", *before]] if before else []
         commands += [["repro", "--force", "--single-item", *again]]
     environment = {key: value for key, value in dvc_command.environment().items() if not key.startswith("DVC_")}
-    environment |= {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}", paths.REPRODUCES: reproduces}
+    environment |= {"PATH": f"{python.parent}{os.pathsep}{environment['PATH']}", paths.REPRODUCES: reproduces}
     ran: list[str] = []
     for command in commands:
         try:
@@ -233,11 +239,10 @@ def _own_row(attempt: str) -> StoredRow | None:
     return next(iter(rows_with({"reproduction": attempt})), None)
 
 
-def _link(done: Reproduction) -> None:
+def _link(record: Record, row: StoredRow | None, verdict: str) -> None:
     """The first row says when it was made again and what came of it, and is otherwise left as it is."""
-    verdict = done.agreement.verdict
-    if done.row:
-        done.row.tag({"reproduction.verdict": verdict})
-    if done.record.row:
+    if row:
+        row.tag({"reproduction.verdict": verdict})
+    if record.row:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        done.record.row.tag({"reproduced.at": now, "reproduced.verdict": verdict})
+        record.row.tag({"reproduced.at": now, "reproduced.verdict": verdict})

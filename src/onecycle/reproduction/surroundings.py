@@ -66,10 +66,10 @@ def here(python: Path, folder: Path) -> dict[str, str]:
 
 def differences(recorded: Mapping[str, str], now: Mapping[str, str]) -> list[Difference]:
     """What differs of that which both name; `UNKNOWN` where nothing is recorded."""
-    if not recorded:
-        return [UNKNOWN]
     named = {"device": "device", "threads": "threads", "hardware.cpu": "processor", "hardware.cores": "cores"}
     named |= {key: key.removeprefix("version.") for key in now if key.startswith("version.")}
+    if not recorded.keys() & named.keys():  # no row, or one that was made anew from git
+        return [UNKNOWN]
     both = ((words, recorded[key], now[key]) for key, words in named.items() if key in recorded and key in now)
     return [Difference(words, one, other) for words, one, other in both if one != other]
 

@@ -82,7 +82,8 @@ def worktree(commit: str, attempt: str) -> Iterator[Worktree]:
     )
     assert keeper.stdin
     try:
-        done = run_git("worktree", "add", "--quiet", "--detach", str(top), commit, folder=workspace)
+        add = ("-c", "core.hooksPath=/dev/null", "worktree", "add")  # `dvc install` has git check out data, too
+        done = run_git(*add, "--quiet", "--detach", str(top), commit, folder=workspace)
         if done.returncode != 0:
             raise UserError(f"git makes no worktree of {commit[:12]}: {complaint(done)}")
         yield Worktree(top, top / prefix, keeper.stdin)

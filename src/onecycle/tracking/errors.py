@@ -32,5 +32,5 @@ def guarded() -> Iterator[None]:
 
 def _sentence(error: Exception) -> str:
     """An error's first line, short and without secrets."""
-    first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-    return without_secrets(first if len(first) <= 300 else f"{first[:299]}…")
+    first = next(iter(without_secrets(str(error)).strip().splitlines()), "") or type(error).__name__
+    return first if len(first) <= 300 else f"{first[:299]}…"

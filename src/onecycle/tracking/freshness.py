@@ -52,12 +52,14 @@ def _is_file(file: object) -> bool:
 
 
 def recorded_params(lock: Lock) -> dict[str, Any]:
-    """The params that the stages in `lock` ran with, with dotted keys."""
-    return {
-        name: value
-        for stage in lock.values()
-        for name, value in yaml_values.flat(stage.get("params", {}).get(paths.PARAMS.name, {})).items()
-    }
+    """The params that the stages in `lock` ran with, with dotted keys; where they differ, those of the first.
+
+    A stage that was not run again after those before it still has the old ones.
+    """
+    found: dict[str, Any] = {}
+    for stage in lock.values():
+        found = yaml_values.flat(stage.get("params", {}).get(paths.PARAMS.name, {})) | found
+    return found
 
 
 def fresh(stage: str, lock: Lock, params: Mapping[str, str], root: Path = Path()) -> bool:

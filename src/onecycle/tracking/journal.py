@@ -116,9 +116,9 @@ class Journal:
         """How far the sender got."""
         try:
             fields = json.loads((self.folder / "sent.json").read_bytes())
-        except FileNotFoundError:
-            return Sent()
-        return Sent(**{**fields, "sender": Process(**fields["sender"])})
+            return Sent(**{**fields, "sender": Process(**fields["sender"])})
+        except (FileNotFoundError, KeyError, TypeError, ValueError):
+            return Sent()  # a power cut may leave it empty; then all is sent again
 
     def unsent(self) -> int:
         """Bytes that did not reach the store; 0 also when all is sent and the journal gone."""

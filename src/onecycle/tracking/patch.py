@@ -18,6 +18,7 @@ LARGEST = 2**20
 CODE = ("src", "stages")
 """Where a file that git does not know yet is taken along; elsewhere it may be anything, a password too."""
 KEPT, REDACTED = "kept", "kept, secrets left out"
+EMPTY = "empty: nothing that stages are made of"
 EXCLUDED = (":(exclude)results", ":(exclude)dvc.lock", ":(exclude).dvc")
 """What the pipeline itself writes, and DVC's settings, which may hold what opens a remote."""
 
@@ -52,7 +53,16 @@ def take() -> Patch:
         return Patch(b"", "")
     text = content.decode("utf-8", "surrogateescape")
     redacted = without_secrets(text)
+    if not _applies(text, redacted):
+        return Patch(b"", "not kept: without the secrets in it, it would not apply")
     return Patch(redacted.encode("utf-8", "surrogateescape"), KEPT if redacted == text else REDACTED)
+
+
+def _applies(text: str, redacted: str) -> bool:
+    """Whether git takes the one patch where it takes the other: they differ in nothing but lines that are added."""
+    lines, others = text.split("\n"), redacted.split("\n")
+    same = (one == other or (one[:1] == "+" and other[:1] == "+") for one, other in zip(lines, others, strict=False))
+    return len(lines) == len(others) and all(same)
 
 
 def _difference() -> bytes:

@@ -145,7 +145,8 @@ class Relay:
         """
         if self._model_recorded or not self.summary.model:
             return
-        evaluated = self.summary.stages.get("evaluate") == "ran"
+        again = "reproduces" in self.summary.tags  # an old model, which is no candidate because it was made twice
+        evaluated = self.summary.stages.get("evaluate") == "ran" and not again
         try:
             store = self._store or self._connected()
             self.push()  # all of it again, when the store is another than the rest went to
@@ -160,6 +161,8 @@ class Relay:
 
     def _connected(self) -> Store:
         """The current store, and in `_sent` the row's run there and how much of the journal it has."""
+        if not self.summary.row:
+            raise StoreError(f"{self.journal.folder} lacks the entry that opens a row, so nothing can be made of it")
         store = connect(EXPERIMENT_PREFIX + self.summary.params["data.dataset"])
         run_id = store.find(self.summary.row)
         if run_id is None:

@@ -94,7 +94,7 @@ class Row:
     def _made_from(self, tags: Mapping[str, str]) -> None:
         """Tell what the row is made from, with the changes that are in no commit."""
         changes = patch.take() if tags.get("git.dirty") == "true" and self._journal else None
-        self.tags({**tags, **({"git.patch": changes.note} if changes and changes.note else {})})
+        self.tags({**tags, **({"git.patch": changes.note or patch.EMPTY} if changes else {})})
         if changes and changes.content and self._journal:
             file = self._journal.keep_content(source.PATCH.name, changes.content)
             self._append("artifact", file=file, folder=source.FOLDER)
@@ -167,7 +167,7 @@ def join(stage: str, params: Params) -> Iterator[Row]:
         status = "FAILED" if end.code else "FINISHED"
         raise
     except Exception as error:
-        row.tags({"error": f"{stage}: {type(error).__name__}: {error}"[:500]})
+        row.tags({"error": without_secrets(f"{stage}: {type(error).__name__}: {error}")[:500]})
         raise
     finally:
         with signals.deferred():  # a second Ctrl-C must not leave the row open

@@ -59,7 +59,7 @@ def follow(journal: Journal) -> bool:
                 if backlog:
                     send(backlog.pop())
             except StoreError:
-                retry_at = now + RETRY_SECONDS
+                retry_at = time.monotonic() + RETRY_SECONDS  # from when it failed, which may have taken long
         if finished:
             if relay.done:
                 journal.remove()

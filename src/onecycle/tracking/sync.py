@@ -18,18 +18,24 @@ def sync() -> Iterator[str]:
     """Send what is unsent; yields a line an execution.
 
     Raises:
-        UserError: the store does not take it; it stays in the journal.
+        UserError: the store does not take one of them, after the others; it stays in the journal.
     """
     journals = all_journals()
+    failed: dict[str | None, str] = {}
     for journal in journals:
         if _looked_after(journal):
             yield f"{journal.folder.name}: still running, sent as it goes"
             continue
-        try:
-            send(journal, wait=PATIENCE_SECONDS)
-        except StoreError as error:
-            raise UserError(f"{error}; nothing is lost, run `onecycle sync` again when the store is back") from None
+        experiment = Summary.of(journal).params.get("data.dataset")
+        if experiment not in failed:  # a store that is away is waited for once, and one that is deleted stops no other
+            try:
+                send(journal, wait=PATIENCE_SECONDS)
+            except StoreError as error:
+                failed[experiment] = str(error)
         yield f"{journal.folder.name}: {'not sent yet' if journal.unsent() else 'sent'}"
+    if failed:
+        trouble = "; ".join(dict.fromkeys(failed.values()))
+        raise UserError(f"{trouble}; nothing is lost, run `onecycle sync` again when the store is back")
     if not journals:
         yield "nothing to send"
 

@@ -31,8 +31,11 @@ class SystemMetrics:
             return {}
         self._due = time.monotonic() + EVERY_SECONDS
         values: dict[str, float] = {}
-        for monitor in self._monitors:
-            monitor.collect_metrics()
-            values |= {f"system/{name}": float(value) for name, value in monitor.aggregate_metrics().items()}
-            monitor.clear_metrics()
+        for monitor in list(self._monitors):
+            try:
+                monitor.collect_metrics()
+                values |= {f"system/{name}": float(value) for name, value in monitor.aggregate_metrics().items()}
+                monitor.clear_metrics()
+            except Exception:  # noqa: BLE001 - a driver's, of whatever type; the row goes on without what it cannot tell
+                self._monitors.remove(monitor)
         return values

@@ -36,9 +36,13 @@ def serve(port: int) -> None:
     if remote:
         return
     print("ready in some ten seconds; Ctrl-C ends it", flush=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-    settings = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    os.execve(sys.executable, [*command, "--port", str(port), "--workers", "1"], {**os.environ, **settings})
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    settings = {
+        "MLFLOW_BACKEND_STORE_URI": uri,  # not on the command line, which everybody can read, with a password in it
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    os.execve(sys.executable, command, {**os.environ, **settings})
 
 
 def _share_view(experiment_id: str) -> bool:
