@@ -416,7 +416,8 @@ def test_what_shows_only_at_the_end_of_a_command_is_added_then(workspace: Worksp
     out = {"path": "results/evaluate/metrics.json", "md5": hashlib.md5(content).hexdigest(), "size": len(content)}
     dvc = workspace.python("dvc", "repro", **JOURNAL)
     tell(dvc, one_stage("stats"))
-    workspace.write("dvc.lock", {"stages": {"evaluate": {"params": {"params.yaml": {"seed": 0}}, "outs": [out]}}})
+    evaluated = {"params": {"params.yaml": {"seed": 0}}, "outs": [out]}
+    workspace.write("dvc.lock", {"stages": {"stats": {}, "evaluate": evaluated}})
     finish(dvc)
     list(sync())
     [row] = workspace.rows()
@@ -424,6 +425,25 @@ def test_what_shows_only_at_the_end_of_a_command_is_added_then(workspace: Worksp
     assert row.metrics["test/accuracy"] == [(0, 0.5)]
     assert row.tags["dvc.lock"] == hashlib.sha256((workspace.root / "dvc.lock").read_bytes()).hexdigest()
     assert not workspace.journals
+
+
+def test_a_row_that_is_sent_late_gets_no_other_run_s_dvc_lock(workspace: Workspace) -> None:
+    """Two runs on a machine without a store: dvc.lock is then the second's, and says nothing of the first."""
+    workspace.write("dvc", FAKE_DVC)
+    for mean in (0.1, 0.2):
+        dvc = workspace.python("dvc", "repro", **JOURNAL)
+        workspace.write("results/stats/stats.json", {"mean": {"red": mean}})
+        tell(dvc, one_stage("stats"))
+        content = (workspace.root / "results/stats/stats.json").read_bytes()
+        md5 = hashlib.md5(content).hexdigest()
+        out = {"path": "results/stats/stats.json", "md5": md5, "size": len(content)}
+        workspace.write("dvc.lock", {"stages": {"stats": {"outs": [out]}}})
+        finish(dvc)
+    list(sync())
+    first, second = workspace.rows()
+    assert [row.metrics["stats/mean_red"] for row in (first, second)] == [[(0, 0.1)], [(0, 0.2)]]
+    assert "dvc.lock" not in first.tags and not (first.artifacts / "source/dvc.lock").exists()
+    assert second.tags["dvc.lock"] == hashlib.sha256((workspace.root / "dvc.lock").read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(

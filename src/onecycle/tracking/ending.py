@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import hashlib
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,6 +27,25 @@ def left_undone(lock: str, workspace: Path, ran: Collection[str], params: Mappin
     graph = _graph(workspace) or _graph(paths.original_root())
     others = {stage: graph[stage] for stage in STAGES if stage in graph and stage not in ran}
     return undone(others, parse_lock(lock.encode()), params)
+
+
+def left_by(lock: Lock, ran: Collection[str], params: Mapping[str, str], copies: Iterable[tuple[str, Path]]) -> bool:
+    """Whether it may have been the command that left this dvc.lock, and not a later one.
+
+    Args:
+        lock: what the workspace has now.
+        ran: the stages that the command ran.
+        params: as for `left_undone`.
+        copies: (stage, copy of one of its results), taken when the stage ended.
+    """
+    if undone({stage: {} for stage in ran}, lock, params):
+        return False
+    outs = {(stage, Path(out["path"]).name): out.get("md5") for stage in ran for out in lock[stage].get("outs", ())}
+    return all(outs.get((stage, copy.name)) in (None, _md5(copy)) for stage, copy in copies)
+
+
+def _md5(file: Path) -> str:
+    return hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
 
 
 def cut_short(execution: Execution, workspace: Path) -> bool | None:

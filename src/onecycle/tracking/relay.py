@@ -12,13 +12,15 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from onecycle import paths
 from onecycle.tracking import registry, source
 from onecycle.tracking.collect import STAGES
 from onecycle.tracking.describe import description
-from onecycle.tracking.ending import cut_short, left_undone, temporary
+from onecycle.tracking.ending import cut_short, left_by, left_undone, temporary
 from onecycle.tracking.errors import DeletedRowError, StoreError
 from onecycle.tracking.execution import Process
 from onecycle.tracking.filling import fill_in
+from onecycle.tracking.freshness import parse_lock
 from onecycle.tracking.git import final_lock
 from onecycle.tracking.journal import Entry, Journal
 from onecycle.tracking.store import EXPERIMENT_PREFIX, Store, connect
@@ -98,6 +100,9 @@ class Relay:
         lock = final_lock(workspace, execution.experiment, execution.baseline)
         gone = execution.experiment and not workspace.exists()
         seen = self._watched or gone  # else others may have been at work there since
+        ours = seen or temporary(workspace)
+        if not (ours or left_by(parse_lock(lock.encode()), summary.stages, summary.params, self._copies())):
+            return True
         undone = left_undone(lock, workspace, summary.stages, summary.params) if seen else []
         cut = bool(undone) and cut_short(execution, workspace)
         if patient and (cut is None or (temporary(workspace) and not lock)):  # half removed, it may hold nothing
@@ -158,6 +163,13 @@ class Relay:
         except DeletedRowError:
             pass
         self._model_recorded = True
+
+    def _copies(self) -> Iterator[tuple[str, Path]]:
+        """(stage, copy) of what stages wrote, as it was at their end; of the report's page a row has one of its own."""
+        for entry, _ in self.journal.entries():
+            copy = self.journal.files / entry.get("file", "")
+            if entry["event"] == "artifact" and copy.name != paths.REPORT_HTML.name:
+                yield entry["stage"], copy
 
     def _connected(self) -> Store:
         """The current store, and in `_sent` the row's run there and how much of the journal it has."""
