@@ -208,6 +208,34 @@ def test_what_cannot_be_judged_says_so_in_the_summary_as_plain_text(origin: Path
     assert done.summary in done.output
 
 
+GH = """#!/bin/bash
+case "$*" in
+  *--paginate*) cat "$COMMENTS" ;;
+  *) echo "$*"; cat "$RUNNER_TEMP/page.md" ;;
+esac
+"""
+"""Stands in for GitHub: knows the comments in a file, and tells what it is asked to do."""
+
+
+@pytest.mark.parametrize(
+    ("ours", "does"),
+    [
+        ("", "pr comment 7 --body-file"),
+        ("11\n12\n", "api --silent --method PATCH repos/o/r/issues/comments/12 --field"),
+    ],
+)
+def test_a_pull_request_has_one_comment_that_is_kept_up(ours: str, does: str, tmp_path: Path) -> None:
+    [step] = steps("comment")
+    (tmp_path / "gh").write_text(GH, encoding="utf-8")
+    (tmp_path / "gh").chmod(0o755)
+    (tmp_path / "comments").write_text(ours, encoding="utf-8")
+    environment = {"GH_REPO": "o/r", "NUMBER": "7", "PAGE": "**Gate: pass**", "RUNNER_TEMP": str(tmp_path)}
+    environment |= {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "COMMENTS": str(tmp_path / "comments")}
+    done = command(tmp_path, "bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"], **environment)
+    assert done.stdout.startswith(does)
+    assert done.stdout.endswith("\n<!-- onecycle gate -->\n\n**Gate: pass**\n")
+
+
 def test_the_hooks_let_a_good_commit_through_and_no_bad_one(origin: Path, tmp_path: Path) -> None:
     folder = check_out(origin, tmp_path, "good")
     environment = {**TYPES, "PRE_COMMIT_HOME": str(tmp_path / "home")}
