@@ -120,7 +120,7 @@ def test_a_run_that_ended_with_training_is_compared_as_far_as_it_went(tracked: T
     row = tracked.rows()[-1]
     assert row.tags["dvc.stages"].endswith("train ran")
     found = tracked.reproduce(row.run_id)
-    assert (found["verdict"], found["ran"]) == ("identical", [])
+    assert (found["verdict"], found["ran"]) == ("identical", ["params"])  # it reads the file as -S had laid it out
     assert {one["stage"] for one in found["outputs"]} == set(STAGES[: STAGES.index("train") + 1])
     assert "the run did not make what evaluate, report would, so that is not compared" in found["notes"]
 
