@@ -59,6 +59,7 @@ NOT_RUN = {
     ),
     "trains; a slow test here, or test_pipeline, test_queue, test_replicate and test_reproduce do it": (
         "dvc exp run -S data.validation_fraction=0",
+        "dvc exp run -S lr_range.criterion=loss -S lr_range.method=steepest",
         "dvc exp apply demo",
         "dvc exp run --name longer -S epochs=8",
         "dvc exp run -S epochs=12 -S one_cycle.max_at_epoch=3",
@@ -73,7 +74,7 @@ NOT_RUN = {
     ),
     "needs runs, a model or pictures that are not here; their own tests have them": (
         "onecycle compare demo longer",
-        "onecycle compare exercise page",
+        "onecycle compare exercise steepest",
         "onecycle compare a1,a2,a3 b1,b2,b3",
         "onecycle gate --baseline demo --candidate longer",
         "onecycle show longer",
