@@ -92,11 +92,11 @@ def _of_row(place: Place, row: StoredRow) -> Record:
     changes = row.artifact(source.PATCH) or b""
     if not changes and row.tags.get("git.dirty") == "true":
         found = _experiment_of(row, lock)
-        others = [name for name in row.tags.get("git.changed", "").split(", ") if Path(name).name != paths.PARAMS.name]
+        lacking = source.changed_besides_params(row.tags) or "git.changed" not in row.tags
         why = row.tags.get("git.patch", "from a time when rows kept no patch")
         if found:
             commit = found
-        elif others and why != patch.EMPTY:  # the params are in the row, too
+        elif lacking and why != patch.EMPTY:
             raise UserError(
                 f"run {row.run_id} was made with changes that are in no commit ({row.tags.get('git.changed')}), and "
                 f"holds no patch of them ({why}); commit before you run"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
-from onecycle import paths
 from onecycle.tracking import patch, source
 from onecycle.tracking.summary import Summary
 
@@ -79,8 +77,7 @@ def again(tags: Mapping[str, str], run_id: str) -> list[str]:
         lines = ["To make it again beside the workspace, and have it compared with this row:", ""]
         lines += [f"    onecycle reproduce {run_id}", "", "By hand:", ""]
     lines += [f"    git checkout {commit}", f"    {run}"]
-    changed = filter(None, tags.get("git.changed", "").split(", "))
-    others = [name for name in changed if Path(name).name != paths.PARAMS.name]
+    others = source.changed_besides_params(tags)
     if others and "dvc.exp_name" in tags:
         lines += ["", f"or, since the commit lacks changes to {', '.join(others)}:", ""]
         lines += [f"    dvc exp apply {tags['dvc.exp_name']}", "    dvc repro"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from onecycle import paths
 from onecycle.tracking.collect import STAGES
 from onecycle.tracking.execution import Execution
-from onecycle.tracking.freshness import Lock, parse_graph, parse_lock, undone
+from onecycle.tracking.freshness import Lock, md5, parse_graph, parse_lock, undone
 from onecycle.tracking.git import experiment_commit
 
 _ASKING = {"-i", "--interactive", "--dry"}
@@ -29,7 +28,7 @@ def left_undone(lock: str, workspace: Path, ran: Collection[str], params: Mappin
     return undone(others, parse_lock(lock.encode()), params)
 
 
-def left_by(lock: Lock, ran: Collection[str], params: Mapping[str, str], copies: Iterable[tuple[str, Path]]) -> bool:
+def left_by(lock: str, ran: Collection[str], params: Mapping[str, str], copies: Iterable[tuple[str, Path]]) -> bool:
     """Whether it may have been the command that left this dvc.lock, and not a later one.
 
     Args:
@@ -38,14 +37,11 @@ def left_by(lock: Lock, ran: Collection[str], params: Mapping[str, str], copies:
         params: as for `left_undone`.
         copies: (stage, copy of one of its results), taken when the stage ended.
     """
-    if undone({stage: {} for stage in ran}, lock, params):
+    stages = parse_lock(lock.encode())
+    if undone({stage: {} for stage in ran}, stages, params):
         return False
-    outs = {(stage, Path(out["path"]).name): out.get("md5") for stage in ran for out in lock[stage].get("outs", ())}
-    return all(outs.get((stage, copy.name)) in (None, _md5(copy)) for stage, copy in copies)
-
-
-def _md5(file: Path) -> str:
-    return hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
+    outs = {(stage, Path(out["path"]).name): out.get("md5") for stage in ran for out in stages[stage].get("outs", ())}
+    return all(outs.get((stage, copy.name)) in (None, md5(copy)) for stage, copy in copies)
 
 
 def cut_short(execution: Execution, workspace: Path) -> bool | None:

@@ -112,4 +112,9 @@ def _unchanged(recorded: Mapping[str, Any], root: Path) -> bool:
     size = path.stat().st_size
     if size != recorded.get("size"):
         return False
-    return size > _SMALL or hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() == recorded.get("md5")
+    return size > _SMALL or md5(path) == recorded.get("md5")
+
+
+def md5(path: Path) -> str:
+    """A file's MD5 in hex, as dvc.lock has it."""
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()

@@ -20,7 +20,6 @@ from onecycle.tracking.ending import cut_short, left_by, left_undone, temporary
 from onecycle.tracking.errors import DeletedRowError, StoreError
 from onecycle.tracking.execution import Process
 from onecycle.tracking.filling import fill_in
-from onecycle.tracking.freshness import parse_lock
 from onecycle.tracking.git import final_lock
 from onecycle.tracking.journal import Entry, Journal
 from onecycle.tracking.store import EXPERIMENT_PREFIX, Store, connect
@@ -101,7 +100,7 @@ class Relay:
         gone = execution.experiment and not workspace.exists()
         seen = self._watched or gone  # else others may have been at work there since
         ours = seen or temporary(workspace)
-        if not (ours or left_by(parse_lock(lock.encode()), summary.stages, summary.params, self._copies())):
+        if not (ours or left_by(lock, summary.stages, summary.params, self._copies())):
             return True
         undone = left_undone(lock, workspace, summary.stages, summary.params) if seen else []
         cut = bool(undone) and cut_short(execution, workspace)
@@ -167,9 +166,8 @@ class Relay:
     def _copies(self) -> Iterator[tuple[str, Path]]:
         """(stage, copy) of what stages wrote, as it was at their end; of the report's page a row has one of its own."""
         for entry, _ in self.journal.entries():
-            copy = self.journal.files / entry.get("file", "")
-            if entry["event"] == "artifact" and copy.name != paths.REPORT_HTML.name:
-                yield entry["stage"], copy
+            if entry["event"] == "artifact" and Path(entry["file"]).name != paths.REPORT_HTML.name:
+                yield entry["stage"], self.journal.files / entry["file"]
 
     def _connected(self) -> Store:
         """The current store, and in `_sent` the row's run there and how much of the journal it has."""

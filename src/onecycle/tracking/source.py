@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from onecycle import paths
@@ -17,6 +18,12 @@ LOCK_TAG = "dvc.lock"
 """Holds the SHA-256 of dvc.lock."""
 OUTPUTS_TAG = "outputs."
 """Before a stage's name: what it wrote, or what DVC kept of it, as a short digest."""
+
+
+def changed_besides_params(tags: Mapping[str, str]) -> list[str]:
+    """The files that were changed in no commit when a row with these tags was made, but for params.yaml: its params
+    are in the row."""
+    return [name for name in tags.get("git.changed", "").split(", ") if name and Path(name).name != paths.PARAMS.name]
 
 
 def lock_tags(lock: bytes) -> dict[str, str]:
