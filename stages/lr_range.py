@@ -25,7 +25,7 @@ def main(params: Params, row: Row) -> None:
     if compute.precision == torch.float16:
         compute = replace(compute, precision=torch.float32)  # a sweep has no loss scaling, without which they vanish
     network = InPrecision(prepared.classifier, compute)
-    row.tags({"device": str(compute), "buffers_kept": str(prepared.buffers_kept).lower()})
+    row.tags(replace(prepared, compute=compute).tags())
     curve = range_test(
         network,
         build_optimizer(network, params.optimizer, params.lr_range.start_lr),

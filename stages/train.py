@@ -26,8 +26,7 @@ def main(params: Params, row: Row) -> None:
     prepared = prepare(params, dataset, *data.read_statistics(paths.STATS_JSON))
     schedule = one_cycle(params.one_cycle, max_lr, params.epochs, prepared.loader.steps)
     training = Run(prepared, schedule, params.optimizer, params.train)
-    buffers = str(prepared.buffers_kept).lower()
-    row.tags({"device": str(prepared.compute), "threads": str(torch.get_num_threads()), "buffers_kept": buffers})
+    row.tags(prepared.tags())
     print(f"train: on {prepared.compute}", flush=True)
 
     decides = {"data": dataset.digest, "learning rate": max_lr, "device": prepared.compute}

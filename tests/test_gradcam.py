@@ -116,7 +116,7 @@ def test_a_coarse_layer_is_refused() -> None:
 )
 def test_both_networks(name: Literal["custom_resnet", "resnet18"], layer: str, side: int) -> None:
     torch.manual_seed(0)
-    model = ModelParams(name=name, width=4, fc_bias=True, dropout=0.5)
+    model = ModelParams(name=name, width=4, fc_bias=True, dropout=0.5, logit_scale=1.0)
     classifier = build_classifier(model, 10, [0.5] * 3, [0.25] * 3)
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     classifier.logits(torch.from_numpy(images))  # in training mode: gives batch norm some statistics

@@ -16,7 +16,7 @@ from onecycle.params import ModelParams
 
 def model_params(**changes: Any) -> ModelParams:
     return ModelParams.model_validate(
-        {"name": "custom_resnet", "width": 64, "fc_bias": True, "dropout": 0.0, **changes}
+        {"name": "custom_resnet", "width": 64, "fc_bias": True, "dropout": 0.0, "logit_scale": 1.0, **changes}
     )
 
 
@@ -46,6 +46,15 @@ def test_the_custom_resnet_is_the_exercise_s() -> None:
     assert kinds[1:] == ["Conv2d", "MaxPool2d", "BatchNorm2d", "ReLU"]
     assert all(conv.bias is None for conv in network.modules() if isinstance(conv, torch.nn.Conv2d))
     assert not any(isinstance(module, torch.nn.Softmax) for module in network.modules())
+
+
+@pytest.mark.parametrize("name", ["custom_resnet", "resnet18"])
+def test_the_logits_scale(name: str) -> None:
+    plain = build_network(model_params(name=name, width=8), 10).eval()
+    scaled = build_network(model_params(name=name, width=8, logit_scale=0.125), 10).eval()
+    scaled.load_state_dict(plain.state_dict())
+    images = torch.randn(4, 3, 32, 32)
+    assert torch.equal(scaled(images), plain(images) / 8)
 
 
 @pytest.mark.parametrize("name", ["custom_resnet", "resnet18"])

@@ -25,6 +25,7 @@ SETTINGS = {
     "model.width": 16,
     "augment.flip_probability": 0,  # a mirrored 2 is no 2
     "one_cycle.max_at_epoch": 2,
+    "train.compile": "false",  # on a GPU, which is done with so little before it has compiled anything
 }
 
 

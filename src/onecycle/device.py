@@ -57,6 +57,8 @@ def select(train: TrainParams) -> Compute:
             are of no use.
     """
     device = select_device(train)
+    if device.type == "cuda":
+        _round_to_tf32(not train.deterministic)
     precision = _precision(train.precision, device.type)
     plain = Compute(device, precision)
     fits = device.type == "cpu" and precision == torch.float32 and train.compile is not True  # it has its own
@@ -67,17 +69,21 @@ def select(train: TrainParams) -> Compute:
 
 
 def select_device(train: TrainParams) -> torch.device:
-    """As `select`, for what computes in fp32 whatever the precision of training."""
+    """As `select`, for what computes in fp32 (which is not TF32), whatever the precision of training."""
     kind = _kind(train.device)
     if train.threads:
         torch.set_num_threads(train.threads)
     if kind == "cuda":
         torch.backends.cudnn.benchmark = not train.deterministic
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not train.deterministic
+        _round_to_tf32(False)
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return torch.device(kind)
+
+
+def _round_to_tf32(allowed: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def _kind(wanted: str) -> str:

@@ -109,7 +109,7 @@ def loss_limits(curve: pd.DataFrame) -> tuple[float, float]:
 
 
 def _mark(axes: Axes, suggestion: Mapping[str, Any], rate: np.ndarray, smoothed: np.ndarray, *, labelled: bool) -> None:
-    for row, (name, key, line) in enumerate((("LRMAX", "max_lr", "-"), ("LRMIN", "min_lr", "--"))):
+    for name, key, line in (("LRMAX", "max_lr", "-"), ("LRMIN", "min_lr", "--")):
         value = float(suggestion[key])
         axes.axvline(value, color=INK, linestyle=line, linewidth=1)
         if labelled:
@@ -117,8 +117,9 @@ def _mark(axes: Axes, suggestion: Mapping[str, Any], rate: np.ndarray, smoothed:
                 f"{name} {value:.3g}",
                 (value, 1),
                 xycoords=("data", "axes fraction"),
-                xytext=(5, -4 - 14 * row),
+                xytext=(5 if name == "LRMAX" else -5, -4),
                 textcoords="offset points",
+                ha="left" if name == "LRMAX" else "right",
                 va="top",
                 fontweight="bold",
             )

@@ -16,6 +16,9 @@ from onecycle.params import AugmentParams
 
 Batch = tuple[Tensor, Tensor]
 
+AT_ONCE = 16
+"""Batches that are augmented in one go on the device: with a single one a GPU is done before it hears of the next."""
+
 
 def order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The order in which an epoch takes `count` images."""
@@ -62,14 +65,20 @@ class Loader:
         batches = order(self._count, self._seed, epoch)[: self.images_per_epoch]
         rows = batches.reshape(self.steps, self._batch_size)[first_step:]
         if self._batched is not None:
-            for index in torch.from_numpy(rows).to(self._device):
-                yield self._batched(index, epoch), self._labels[index]
+            for several in torch.split(torch.from_numpy(rows).to(self._device), AT_ONCE):
+                yield from zip(self._several(several, epoch), self._labels[several], strict=True)
             return
         augmented = _AugmentedBatches(self._images, self._albumentations, rows, epoch)
         own = torch.Generator()  # else the loader draws a seed from the generator that dropout draws from
         loading = DataLoader(augmented, batch_size=None, shuffle=False, num_workers=self._workers, generator=own)
         for images, index in loading:
             yield images.to(self._device), self._labels[index].to(self._device)
+
+    def _several(self, index: Tensor, epoch: int) -> Tensor:
+        """Augmented images of (batches, N) `index`, (batches, N, H, W, 3) uint8."""
+        assert self._batched is not None
+        images = self._batched(index.flatten(), epoch)
+        return images.view(*index.shape, *images.shape[1:])
 
     def samples(self, classes: int, epochs: int = 4) -> list[NDArray[np.uint8]]:
         """For each class its first image and what the first epochs make of it, (1 + epochs, 32, 32, 3) uint8 each."""

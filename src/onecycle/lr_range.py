@@ -33,6 +33,9 @@ FALL, FALL_IN_ERRORS = 0.05, 6.0
 BEND, BEND_IN_ERRORS = 0.05, 2.0
 """It bends where it leaves a straight line by this share of its fall, and by so many standard errors."""
 
+SHARES = {"minimum_over_two": 2, "minimum_over_ten": 10}
+"""The methods that take a share of the best point's rate."""
+
 BLOWN_UP = 2.0
 """A loss of so many times the first is no bad luck with a batch: training broke down."""
 
@@ -258,12 +261,8 @@ def suggest(curve: Curve, lr_range: LRRangeParams, div_factor: float) -> Suggest
         steepest = begin + int(np.gradient(record, np.log(rate[:end]))[begin : last + 1].argmin())
         found, ends = rate[steepest], turned or _above_chord(-record[steepest : last + 1]).max() > least_bend
     else:
-        read = {
-            "valley": rate[_valley(smoothed)],
-            "minimum_over_ten": rate[best] / 10,
-            "minimum_over_two": rate[best] / 2,
-        }
-        found, ends = read[lr_range.method], turned or stopped
+        found = rate[_valley(smoothed)] if lr_range.method == "valley" else rate[best] / SHARES[lr_range.method]
+        ends = turned or stopped
     if not ends and stopped:
         advice = "Set lr_range.method to minimum_over_ten, which keeps its distance from there."
         return refused(f"The {name} fell until training blew up, at a rate of {_plain(rate[-1])}.", advice)

@@ -32,6 +32,25 @@ def _conv_bn_relu(inputs: int, outputs: int, dropout: float, stride: int = 1, po
     return nn.Sequential(*layers)
 
 
+class _Scaled(nn.Module):
+    """x = factor · x."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self._factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self._factor
+
+
+def _head(pool: nn.Module, classes: int, model: ModelParams) -> nn.Sequential:
+    """4×4 pooling of the last layer's 8 · width channels → linear (→ scale): the logits."""
+    layers: list[nn.Module] = [pool, nn.Flatten(), nn.Linear(8 * model.width, classes, bias=model.fc_bias)]
+    if model.logit_scale != 1:
+        layers.append(_Scaled(model.logit_scale))
+    return nn.Sequential(*layers)
+
+
 class ResidualLayer(nn.Module):
     """x = pooled convolution, then x + branch(x), with a branch of two convolutions."""
 
@@ -48,13 +67,14 @@ class ResidualLayer(nn.Module):
 class CustomResNet(nn.Module):
     """(N, 3, 32, 32) float → (N, classes) logits. 6,573,130 parameters at width 64 with 10 classes and FC bias."""
 
-    def __init__(self, classes: int, width: int, fc_bias: bool, dropout: float) -> None:
+    def __init__(self, classes: int, model: ModelParams) -> None:
         super().__init__()
+        width, dropout = model.width, model.dropout
         self.prep = _conv_bn_relu(3, width, dropout)
         self.layer1 = ResidualLayer(width, 2 * width, dropout)
         self.layer2 = _conv_bn_relu(2 * width, 4 * width, dropout, pool=True)
         self.layer3 = ResidualLayer(4 * width, 8 * width, dropout)
-        self.head = nn.Sequential(nn.MaxPool2d(4), nn.Flatten(), nn.Linear(8 * width, classes, bias=fc_bias))
+        self.head = _head(nn.MaxPool2d(4), classes, model)
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.head(self.layer3(self.layer2(self.layer1(self.prep(x))))))
@@ -85,14 +105,15 @@ class BasicBlock(nn.Module):
 class ResNet18(nn.Module):
     """(N, 3, 32, 32) float → (N, classes) logits. 11,173,962 parameters at width 64 with 10 classes and FC bias."""
 
-    def __init__(self, classes: int, width: int, fc_bias: bool, dropout: float) -> None:
+    def __init__(self, classes: int, model: ModelParams) -> None:
         super().__init__()
+        width, dropout = model.width, model.dropout
         self.prep = _conv_bn_relu(3, width, dropout)
         self.layer1 = self._layer(width, width, 1, dropout)
         self.layer2 = self._layer(width, 2 * width, 2, dropout)
         self.layer3 = self._layer(2 * width, 4 * width, 2, dropout)
         self.layer4 = self._layer(4 * width, 8 * width, 2, dropout)
-        self.head = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(8 * width, classes, bias=fc_bias))
+        self.head = _head(nn.AvgPool2d(4), classes, model)
 
     @staticmethod
     def _layer(inputs: int, outputs: int, stride: int, dropout: float) -> nn.Sequential:
@@ -105,8 +126,7 @@ class ResNet18(nn.Module):
 def build_network(model: ModelParams, classes: int) -> nn.Module:
     """The network of `model`, freshly initialised from torch's global generator, in channels_last."""
     kind = {"custom_resnet": CustomResNet, "resnet18": ResNet18}[model.name]
-    network = kind(classes, model.width, model.fc_bias, model.dropout)
-    return network.to(memory_format=torch.channels_last)
+    return kind(classes, model).to(memory_format=torch.channels_last)
 
 
 class Classifier(nn.Module):

@@ -96,6 +96,7 @@ class ModelParams(Section):
     width: Count
     fc_bias: bool
     dropout: Annotated[float, Field(ge=0, lt=1)]
+    logit_scale: Positive
 
 
 class OptimizerParams(Section):

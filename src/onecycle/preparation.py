@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from onecycle import device
@@ -30,6 +31,11 @@ class Prepared:
     held_out_labels: NDArray[np.int64]
     buffers_kept: bool
     """Whether the C library keeps big buffers mapped, see `device.keep_buffers_mapped`."""
+
+    def tags(self) -> dict[str, str]:
+        """On what and how it is computed, in words."""
+        threads, kept = str(torch.get_num_threads()), str(self.buffers_kept).lower()
+        return {"device": str(self.compute), "threads": threads, "buffers_kept": kept}
 
 
 def prepare(params: Params, dataset: Dataset, mean: NDArray[np.float64], std: NDArray[np.float64]) -> Prepared:
