@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -76,5 +77,5 @@ def test_07_broken_file(folder: Path) -> None:
     text = (folder / "params.yaml").read_text(encoding="utf-8")
     (folder / "params.yaml").write_text(text.replace("  pad: 4", "  pad: [4"), encoding="utf-8")
     refused(folder, ", line ")
-    (folder / "params.yaml").write_text(text.replace("  div_factor: 10 ", "  # "), encoding="utf-8")
+    (folder / "params.yaml").write_text(re.sub(r"^  div_factor:", "  #", text, flags=re.MULTILINE), encoding="utf-8")
     refused(folder, ": key one_cycle.div_factor is missing\n")
