@@ -155,6 +155,19 @@ def test_times_come_from_rows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "| 61.5 s |" in tables.markdown(summary.page(groups, {}))
 
 
+def test_a_time_that_only_the_reference_run_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = repository(tmp_path / "repo")
+    made(folder, 0, 600)
+    write_run(folder / "results/reference/exercise/seed-0", errors(375, 225, 0))
+    environment = folder / "results/reference/exercise/seed-0/environment.json"
+    environment.write_text('{"training_seconds": 12.3}', encoding="utf-8")
+    commit(folder, "results, kept as a reference")
+    monkeypatch.chdir(folder)
+    (run,) = executions().executions
+    assert run.names == ("workspace", "HEAD", "results/reference/exercise/seed-0")
+    assert run.seconds == 12.3
+
+
 def test_the_time_of_a_real_training(pipeline: Path) -> None:
     document = json.loads(command(pipeline, "onecycle", "summary", "--json").stdout)
     assert document["left_out"] == {}

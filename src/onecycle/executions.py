@@ -27,7 +27,7 @@ class Execution:
     names: tuple[str, ...]
     results: Results
     seconds: float | None
-    """Of its training, where a row knows it."""
+    """Of its training, where a row or an environment.json knows it."""
     code: frozenset[tuple[str, str]]
     """(path, MD5) of the code that computed it; empty where no dvc.lock tells."""
 
@@ -93,6 +93,7 @@ def same_run(one: Results, other: Results) -> bool:
 def _add(known: list[Execution], new: Execution) -> None:
     for position, other in enumerate(known):
         if same_run(new.results, other.results):
-            known[position] = replace(other, names=(*other.names, *new.names))
+            seconds = new.seconds if other.seconds is None else other.seconds
+            known[position] = replace(other, names=(*other.names, *new.names), seconds=seconds)
             return
     known.append(new)
