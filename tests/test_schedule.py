@@ -26,7 +26,7 @@ def test_the_exercise_s_cycle() -> None:
     assert len(rates) == 24 * 97
     assert rates.argmax() == 5 * 97 - 1
     assert rates.max() == 0.01
-    assert rates[0] == rates[-1] == pytest.approx(0.001, rel=1e-15)
+    assert rates[0] == rates[-1] == pytest.approx(0.0001, rel=1e-15)
     assert (np.diff(rates[: 5 * 97]) > 0).all()
     assert (np.diff(rates[5 * 97 - 1 :]) < 0).all()
     assert schedule.momentum is not None
@@ -48,7 +48,7 @@ def test_equals_torch(anneal: str, final_div_factor: float, max_at_epoch: float)
         total_steps=epochs * steps,
         pct_start=max_at_epoch / epochs,
         anneal_strategy="cos" if anneal == "cosine" else "linear",
-        div_factor=10,
+        div_factor=wanted.div_factor,
         final_div_factor=final_div_factor,
     )
     rates, momenta = [], []
