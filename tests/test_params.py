@@ -127,6 +127,13 @@ def test_broken_files(tmp_path: Path, text: str, sentence: str) -> None:
     assert "\n" not in str(refusal.value)
 
 
+def test_an_anchor_may_be_defined_again(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    path.write_text(text.replace("seed: 0 ", "seed: &a 0 ").replace("epochs: 24 ", "epochs: &a 24 "), encoding="utf-8")
+    assert load(path) == load(Path("params.yaml"))
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"params\.yaml is missing"):
         load(tmp_path / "params.yaml")

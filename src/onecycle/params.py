@@ -222,8 +222,10 @@ def _leaves(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Scalar]]:
 
 
 def _read(path: Path) -> object:
+    reader = YAML(typ="safe", pure=True)
+    reader.composer.warn_double_anchors = False  # YAML lets an anchor be defined again
     try:
-        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        return reader.load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path.name} is missing; run from the folder that holds it and dvc.yaml") from None
     except MarkedYAMLError as error:
