@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from test_training import assert_equal, make_run, outcome
+from test_training import assert_equal, assert_it_repeats_and_resumes_to_the_bit, make_run, outcome
 
 from onecycle.augment import Batched
 from onecycle.data import Dataset
@@ -52,25 +51,8 @@ def test_it_trains_like_the_cpu(small_params: MakeParams, digits: Dataset, compi
 
 
 def test_deterministic_it_repeats_and_resumes_to_the_bit(small_params: MakeParams, digits: Dataset) -> None:
-    params = small_params(**ON_CUDA, **{"train.deterministic": True, "epochs": 3})
     try:
-        run = make_run(params, digits)
-        history, weights = outcome(run)
-        assert_equal(weights, outcome(make_run(params, digits))[1])
-
-        interrupted = make_run(params, digits)
-        kept: dict[str, Any] = {}
-
-        def on_step() -> None:
-            if interrupted.state.step == run.total_steps // 2:
-                kept.update(interrupted.snapshot())
-
-        outcome(interrupted, on_step)
-        resumed = make_run(params, digits)
-        resumed.restore(kept)
-        _, resumed_weights = outcome(resumed)
-        assert resumed.state.history == history
-        assert_equal(weights, resumed_weights)
+        assert_it_repeats_and_resumes_to_the_bit(small_params(**ON_CUDA, **{"train.deterministic": True}), digits)
     finally:
         torch.use_deterministic_algorithms(False)
 

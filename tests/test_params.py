@@ -130,7 +130,9 @@ def test_broken_files(tmp_path: Path, text: str, sentence: str) -> None:
 def test_an_anchor_may_be_defined_again(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     text = Path("params.yaml").read_text(encoding="utf-8")
-    path.write_text(text.replace("seed: 0 ", "seed: &a 0 ").replace("epochs: 24 ", "epochs: &a 24 "), encoding="utf-8")
+    twice = text.replace("seed: 0 ", "seed: &a 0 ").replace("epochs: 24 ", "epochs: &a 24 ")
+    assert twice.count("&a") > 1
+    path.write_text(twice, encoding="utf-8")
     assert load(path) == load(Path("params.yaml"))
 
 

@@ -15,7 +15,7 @@ import yaml
 from conftest import REPO, clone, command, set_params
 from dvc.cli.parser import get_main_parser
 
-from onecycle import paths
+from onecycle import paths, readme
 from onecycle.cli import parser
 from onecycle.tracking.database import opened
 from onecycle.tracking.errors import StoreError
@@ -154,7 +154,7 @@ def test_every_command_is_classified_and_none_is_stale(name: str) -> None:
 
 def is_recipe(line: str) -> bool:
     """One of the list, or of the table, which results/reference vouches for."""
-    table = README.partition("<!-- from results/reference")[2].partition("<!-- end of the table -->")[0]
+    table = README.partition(readme.BEGIN)[2].partition(readme.END)[0]
     return line.startswith("dvc exp run -S data.validation_fraction=0 ") or f"`{line}`" in table
 
 

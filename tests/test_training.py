@@ -76,7 +76,11 @@ def test_it_learns_digits(small_params: MakeParams, digits: Dataset) -> None:
 def test_repeated_or_interrupted_it_is_the_same_to_the_bit(
     small_params: MakeParams, digits: Dataset, changes: dict[str, Any]
 ) -> None:
-    params = small_params(**changes)
+    assert_it_repeats_and_resumes_to_the_bit(small_params(**changes), digits)
+
+
+def assert_it_repeats_and_resumes_to_the_bit(params: Params, digits: Dataset) -> None:
+    """Of three epochs of nine steps."""
     uninterrupted = make_run(params, digits)
     history, weights = outcome(uninterrupted)
     again_history, again = outcome(make_run(params, digits))
