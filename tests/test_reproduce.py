@@ -114,6 +114,7 @@ def test_a_row_from_scratch_is_identical_and_linked(tracked: Tracked) -> None:
     assert len(tracked.rows()) == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_with_training_is_compared_as_far_as_it_went(tracked: Tracked) -> None:
     (tracked.root / "notes.txt").write_text("a thought\n", encoding="utf-8")
     command(tracked.root, "dvc", "exp", "run", "--name", "trained", "-S", "seed=5", "train")
@@ -125,6 +126,7 @@ def test_a_run_that_ended_with_training_is_compared_as_far_as_it_went(tracked: T
     assert "the run did not make what evaluate, report would, so that is not compared" in found["notes"]
 
 
+@pytest.mark.slow
 def test_a_commit_with_a_knob_that_is_no_more(tracked: Tracked) -> None:
     """Its own code reads its params."""
     code = tracked.root / "src" / "onecycle" / "params.py"

@@ -19,6 +19,7 @@ from ending import HANG_SECONDS, stage, start_long_training
 from onecycle import paths
 
 
+@pytest.mark.slow
 def test_the_second_leaves_and_names_the_holder(workspace: Path) -> None:
     first = start_long_training(workspace)
     processes = [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]
