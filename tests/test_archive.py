@@ -178,6 +178,15 @@ def test_header_that_announces_gigabytes_is_given_up(
         read_bytes(tmp_path, gzip.compress(info.tobuf() + bytes(2**22)))
 
 
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_SPARSE])
+def test_header_that_announces_more_than_there_is_does_not_keep_the_reader(tmp_path: Path, kind: bytes) -> None:
+    """tarfile passes over a member block by block, whether there is one or not: 9e18 bytes take it years."""
+    info = tarfile.TarInfo("notes.txt")
+    info.size, info.type = 2**63, kind
+    with pytest.raises(ArchiveError, match="no whole"):
+        read_bytes(tmp_path, gzip.compress(info.tobuf() + bytes(2**12)))
+
+
 def test_member_with_another_md5_is_refused_before_it_is_unpickled(tmp_path: Path) -> None:
     unpacked(CONTENTS | {"data_batch_2": b"not even a pickle"}, tmp_path)
     found = hashlib.md5(b"not even a pickle").hexdigest()

@@ -106,14 +106,22 @@ def _from_archive(path: Path, names: Mapping[str, str]) -> Iterator[tuple[str, b
 
 
 class _Bounded(io.RawIOBase):
-    """The first `LARGEST_CONTENT` bytes of a stream; an error behind them, since headers may announce any size."""
+    """The first `LARGEST_CONTENT` bytes of a stream; an error behind them, since headers may announce any size.
+
+    So there is when the stream has ended and is read on: to pass over a member, tarfile reads on for as long as the
+    header says, which can be years.
+    """
 
     def __init__(self, stream: BinaryIO | gzip.GzipFile) -> None:
         self._stream = stream
         self._left = LARGEST_CONTENT
+        self._ended = False
 
     def read(self, size: int = -1) -> bytes:
         content = self._stream.read(size)
+        if self._ended:
+            raise EOFError("it ends before its headers say")
+        self._ended = not content
         self._left -= len(content)
         if self._left < 0:
             raise ArchiveError(f"unpacks to more than {LARGEST_CONTENT:,} bytes")
