@@ -140,6 +140,14 @@ def test_other_members_are_passed_over(tmp_path: Path) -> None:
     assert read_bytes(tmp_path, packed(CONTENTS, *odd)).digest == read_bytes(tmp_path, packed(CONTENTS)).digest
 
 
+def test_folder_with_a_members_name_is_no_member(tmp_path: Path) -> None:
+    folder = tarfile.TarInfo(f"{FOLDER}/data_batch_1")
+    folder.type = tarfile.DIRTYPE
+    with pytest.raises(ArchiveError, match="lacks data_batch_1"):
+        others = {name: content for name, content in CONTENTS.items() if name != "data_batch_1"}
+        read_bytes(tmp_path, packed(others, folder))
+
+
 def test_oversized_member_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     info = tarfile.TarInfo(f"{FOLDER}/data_batch_1")
     info.size = 10**12
@@ -230,6 +238,7 @@ def test_malicious_pickle_is_refused_and_never_executed(tmp_path: Path, protocol
         b"(U\x07touchedios\nmkdir\n.",
         b"}r\xff\xff\xff\x7f.",
         b"}\x82\x01.",
+        rb"S'\u'" + b"\n.",
         b"cnumpy\nndarray\n}U\x01aK\x01sb.",
         b"(((((.",
         b".",

@@ -16,6 +16,7 @@ import io
 import pickle
 import pickletools
 import tarfile
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -92,7 +93,7 @@ def _from_archive(path: Path, names: Mapping[str, str]) -> Iterator[tuple[str, b
                 where = PurePosixPath(member.name)
                 if where.is_absolute() or ".." in where.parts or not (member.isreg() or member.isdir()):
                     raise ArchiveError(f"holds {member.name!r}, a link or a path that leads outside")
-                if where not in wanted:
+                if where not in wanted or member.isdir():
                     continue
                 if not 0 <= member.size <= LARGEST_MEMBER:
                     raise ArchiveError(f"{member.name} is larger than {LARGEST_MEMBER:,} bytes")
@@ -164,12 +165,13 @@ class _Unpickler(pickle.Unpickler):
 
 def _unpickle(name: str, content: bytes) -> dict[bytes, object]:
     try:
-        for opcode, argument, _ in pickletools.genops(content):
-            # An index into the memo reserves memory up to it.
-            if opcode.name not in _OPCODES or (opcode.name == "LONG_BINPUT" and int(str(argument)) > len(content)):
-                raise pickle.UnpicklingError(f"it holds a {opcode.name}")
+        with warnings.catch_warnings(action="error"):  # genops reads what an opcode holds before it names it
+            for opcode, argument, _ in pickletools.genops(content):
+                # An index into the memo reserves memory up to it.
+                if opcode.name not in _OPCODES or (opcode.name == "LONG_BINPUT" and int(str(argument)) > len(content)):
+                    raise pickle.UnpicklingError(f"it holds a {opcode.name}")
         value = _Unpickler(io.BytesIO(content), encoding="bytes").load()
-    except (pickle.UnpicklingError, ValueError, TypeError, AttributeError, IndexError, EOFError) as error:
+    except (pickle.UnpicklingError, ValueError, TypeError, AttributeError, IndexError, EOFError, Warning) as error:
         raise ArchiveError(f"{name} is no pickle of arrays, lists, strings and integers: {error}") from None
     if not isinstance(value, dict):
         raise ArchiveError(f"{name} holds no dictionary")
