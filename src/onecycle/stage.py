@@ -87,7 +87,8 @@ def _more_memory(name: str, params: Params, error: Exception) -> str:
         return f"{name} ran out of memory; {again}"
     size = int(str(flatten(params)[key]))
     less = f"set {key} to {max(size // 2, 1)}"
-    if key == "batch_size" and "DefaultCPUAllocator" in str(error) and params.train.convolution != "direct":
+    on_gpu = any(name in str(error).upper() for name in ("CUDA", "CUDNN", "CUBLAS", "MPS"))
+    if key == "batch_size" and not on_gpu and params.train.convolution != "direct":
         less += " or, in fp32, train.convolution to direct"
     return f"{name} ran out of memory with {key} {size}; {again}, or {less}"
 

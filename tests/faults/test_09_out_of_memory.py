@@ -47,6 +47,12 @@ def handlers() -> Iterator[None]:
             "in fp32, train.convolution to direct",
         ),
         (
+            "train",
+            RuntimeError("could not create a primitive"),
+            "train ran out of memory with batch_size 512; free some and run again to go on from the last checkpoint, "
+            "or set batch_size to 256 or, in fp32, train.convolution to direct",
+        ),
+        (
             "evaluate",
             RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
             "evaluate ran out of memory with evaluate.batch_size 1000; free some and run again, "
