@@ -172,6 +172,8 @@ class Answering:
     def __init__(self, word: str) -> None:
         if word == "bad":
             raise UserError("a bad word")
+        if word == "end":
+            self.end()
         self._word = word
 
     def who(self) -> tuple[int, str]:
@@ -204,6 +206,13 @@ def test_each_worker_is_a_process_of_its_own() -> None:
             other.ask("end")
     for pid in (first, second):
         assert_gone(pid)
+
+
+def test_a_worker_that_ends_while_it_builds_is_told(tmp_path: Path) -> None:
+    with Worker(HERE) as ending:
+        ending.build("end")
+        with pytest.raises(UserError, match=r"ended by itself \(exit code 7\)"):
+            ending.ask("who")
 
 
 def test_a_worker_ends_with_the_benchmark() -> None:

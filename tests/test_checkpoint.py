@@ -81,7 +81,11 @@ def test_a_damaged_file_is_told_and_the_one_before_is_taken(
     newest.write_bytes(damage(newest.read_bytes()))
     assert loaded(tmp_path) == (2, [f"{newest.name} is damaged and not used"])
     before.write_bytes(damage(before.read_bytes()))
+    newest.write_bytes(b"no checkpoint")
     assert loaded(tmp_path) == (None, [f"{path.name} is damaged and not used" for path in (newest, before)])
+    with Checkpoints(tmp_path, IDENTITY) as checkpoints:
+        checkpoints.save(state(1))
+    assert loaded(tmp_path) == (1, [])
 
 
 def test_a_state_of_another_run_is_named_and_left_alone(files: list[Path], tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from onecycle.checkpoint import Checkpoints
 from onecycle.data import Dataset
 from onecycle.errors import Stopped
 from onecycle.params import Params
+from onecycle.progress import TrainingProgress
 from onecycle.resuming import train_to_end
-from onecycle.training import Run
+from onecycle.training import Epoch, Run
 
 
 def carry(run: Run, params: Params, folder: Path, stop_after: int = 0, in_background: bool | None = None) -> list[int]:
@@ -82,3 +83,15 @@ def test_a_full_disk_ends_training(
     with pytest.raises(OSError, match="No space left"):
         carry(run, params, tmp_path, in_background=in_background)
     assert in_background or len(run.state.history) == 1
+
+
+def test_an_epoch_that_another_process_began_has_no_time(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its seconds would be those of the steps that were left, and go into a table as a whole epoch's."""
+    begun = TrainingProgress(epochs=3, steps=30, done=7, batch_size=8, held_out="validation")
+    logged = []
+    for epoch, steps in ((1, 3), (2, 10)):
+        for _ in range(steps):
+            begun.step()
+        logged.append(begun.epoch(Epoch(epoch, 0.1, None, 1.0, 0.5, 1.0, 0.5)))
+    assert [set(values) for values in logged] == [set(), {"train/epoch_seconds", "train/images_per_second"}]
+    assert capsys.readouterr().err.count("epoch ") == 2

@@ -23,6 +23,13 @@ def test_a_traceback_only_when_asked_for(tmp_path: Path, debug: str) -> None:
     assert done.stderr.count("\n") == 1 or debug
 
 
+def test_output_that_nobody_reads_on_is_no_fault(tmp_path: Path) -> None:
+    """As SIGPIPE ends other programs: `onecycle show --json | head -1`."""
+    code = "from onecycle.stage import exit_with; exit_with(lambda: print('x\\n' * 1_000_000))"
+    done = command(tmp_path, "bash", "-c", f'set -o pipefail; python -c "{code}" | head -1', check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (141, "x\n", "")
+
+
 def test_the_stages_of_one_command_say_nothing_twice(pipeline: Path) -> None:
     lines = (pipeline / ".git" / "repro.log").read_text(encoding="utf-8").splitlines()
     said = Counter(line for line in lines if line.strip() and not line.startswith(DVC))

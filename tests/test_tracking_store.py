@@ -208,6 +208,28 @@ def test_signals_leave_killed_rows_with_what_was_logged(workspace: Workspace) ->
     assert all(row.metrics["train/loss"] == [(1, 1.0)] for row in rows)
 
 
+def test_under_nohup_a_closed_terminal_ends_nothing(workspace: Workspace) -> None:
+    nohup = ("sh", "-c", 'trap "" HUP; exec "$@"', "nohup")
+    stage = workspace.stage("train", "print('ready', flush=True); sys.stdin.readline()", under=nohup, **JOURNAL)
+    assert stage.stdout and stage.stdin and stage.stdout.readline() == "ready\n"
+    stage.send_signal(signal.SIGHUP)
+    stage.stdin.write("go on\n")
+    finish(stage)
+
+
+def test_a_signal_after_a_stages_work_does_not_cost_its_result(workspace: Workspace) -> None:
+    body = """
+import os, signal
+from onecycle.tracking.row import Row
+collect = Row._collect
+Row._collect = lambda row: (os.kill(os.getpid(), signal.SIGTERM), collect(row))
+"""
+    said = finish(workspace.stage("train", body, **JOURNAL))
+    assert said == "train was done when SIGTERM came, and keeps its result; once more ends what follows\n"
+    list(sync())
+    assert [row.status for row in workspace.rows()] == ["FINISHED"]
+
+
 def test_what_a_kill_leaves_in_doubt_is_sent_again_and_stored_once(workspace: Workspace) -> None:
     body = """
 for step in range(2000): row.metrics({"train/loss": float(step % 7), "train/odd": float("nan")}, step=step)

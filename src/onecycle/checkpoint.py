@@ -73,6 +73,7 @@ class Checkpoints:
             payload = _checked(path.read_bytes())
             if payload is None:
                 notices.append(f"{path.name} is damaged and not used")
+                path.unlink()  # or it would count as one of the newest, for which `save` deletes the others
                 continue
             state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
             return cast(dict[str, Any], state), notices

@@ -29,8 +29,9 @@ class TrainingProgress:
             disable=not self._console.is_terminal,
         )
         self._task = self._bar.add_task("train", total=steps, completed=done, speed=0.0)
+        self._epoch_steps = steps // epochs
         self._steps = 0
-        self._started = self._epoch_started = time.perf_counter()
+        self._started = time.perf_counter()
 
     def __enter__(self) -> TrainingProgress:
         self._bar.start()
@@ -44,12 +45,14 @@ class TrainingProgress:
     def step(self) -> None:
         """One more step is done."""
         self._steps += 1
-        self._bar.update(self._task, advance=1, speed=self._speed(self._started))
+        self._bar.update(self._task, advance=1, speed=self._speed())
 
     def epoch(self, epoch: Epoch) -> dict[str, float]:
-        """Print the epoch's line; returns its seconds and training images a second, which belong into no file."""
-        seconds = time.perf_counter() - self._epoch_started
-        speed = self._speed(self._epoch_started)
+        """Print the epoch's line; returns its seconds and training images a second, which belong into no file.
+
+        Of an epoch that another process began there is nothing to return.
+        """
+        seconds, speed, whole = time.perf_counter() - self._started, self._speed(), self._steps == self._epoch_steps
         self._console.print(
             f"epoch {epoch.epoch:>2}/{self._epochs}  "
             f"train {epoch.train_loss:.4f} {epoch.train_accuracy:7.2%}  "
@@ -59,8 +62,8 @@ class TrainingProgress:
             soft_wrap=True,
         )
         self._steps = 0
-        self._started = self._epoch_started = time.perf_counter()
-        return {"train/epoch_seconds": seconds, "train/images_per_second": speed}
+        self._started = time.perf_counter()
+        return {"train/epoch_seconds": seconds, "train/images_per_second": speed} if whole else {}
 
-    def _speed(self, since: float) -> float:
-        return self._steps * self._batch_size / max(time.perf_counter() - since, 1e-9)
+    def _speed(self) -> float:
+        return self._steps * self._batch_size / max(time.perf_counter() - self._started, 1e-9)

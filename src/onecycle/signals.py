@@ -12,9 +12,9 @@ from typing import NoReturn
 
 from onecycle.errors import Stopped
 
-ENDING = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-)  # SIGHUP is not known everywhere
+ENDING = [signal.SIGINT, signal.SIGTERM]
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup starts a process
+    ENDING.append(signal.SIGHUP)
 
 
 def exit_at_once() -> None:

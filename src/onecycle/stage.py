@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -48,6 +49,9 @@ def exit_with(body: Callable[[], int | None]) -> NoReturn:
     except Stopped as stopped:
         print(signals.said(stopped.signal_number), file=sys.stderr)
         sys.exit(128 + stopped.signal_number)
+    except BrokenPipeError:  # `… | head`: nobody reads any more; as if SIGPIPE had ended it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
         if isinstance(error, OSError) and _no_room(error):
             _refuse(f"no room left to write {error.filename or 'a file'}; free some and run again")

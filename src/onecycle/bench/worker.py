@@ -52,7 +52,7 @@ class Worker:
         self._send((method, arguments))
         try:
             answer = self._pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):  # a reset, where the process left a question unread
             raise self._gone() from None
         if isinstance(answer, UserError):
             raise answer
@@ -61,7 +61,7 @@ class Worker:
     def _send(self, words: object) -> None:
         try:
             self._pipe.send(words)
-        except BrokenPipeError:
+        except OSError:
             raise self._gone() from None
 
     def _gone(self) -> UserError:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -155,23 +156,29 @@ def join(stage: str, params: Params) -> Iterator[Row]:
     with row._counted():
         row._open(current, params, send=mode == "on")
     status = "FAILED"
-    try:
-        yield row
-        with row._counted():
-            row._collect()
-        status = "FINISHED"
-    except (Stopped, KeyboardInterrupt):
-        status = "KILLED"
-        raise
-    except SystemExit as end:
-        status = "FAILED" if end.code else "FINISHED"
-        raise
-    except Exception as error:
-        row.tags({"error": without_secrets(f"{stage}: {type(error).__name__}: {error}")[:500]})
-        raise
-    finally:
-        with signals.deferred():  # a second Ctrl-C must not leave the row open
+    late: signals.Request | None = None
+    with ExitStack() as ending:
+        try:
+            yield row
+            late = ending.enter_context(signals.deferred())  # DVC throws away what a stage made that ends by a signal
+            with row._counted():
+                row._collect()
+            status = "FINISHED"
+        except (Stopped, KeyboardInterrupt):
+            status = "KILLED"
+            raise
+        except SystemExit as end:
+            status = "FAILED" if end.code else "FINISHED"
+            raise
+        except Exception as error:
+            row.tags({"error": without_secrets(f"{stage}: {type(error).__name__}: {error}")[:500]})
+            raise
+        finally:
+            late = late or ending.enter_context(signals.deferred())  # a second Ctrl-C must not leave the row open
             row._close(status)
+    if late.signal_number is not None:
+        name = signal.Signals(late.signal_number).name
+        print(f"{stage} was done when {name} came, and keeps its result; once more ends what follows", file=sys.stderr)
 
 
 def _metric_name(name: str) -> str:
