@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from pathlib import Path
 
@@ -128,3 +130,27 @@ def test_a_lock_that_leads_out_of_the_workspace_is_refused(tmp_path: Path, path:
     ):
         with pytest.raises(UserError, match="names an output outside the workspace"):
             act()
+
+
+def test_a_lock_brings_nothing_but_what_the_cache_has_by_its_md5(tmp_path: Path) -> None:
+    """Not a file elsewhere, which a hash that is a path would lead to, and not one that was damaged."""
+    secret, files, folder = tmp_path / "id_rsa", tmp_path / "cache", tmp_path / "in"
+    secret.write_text("private", encoding="utf-8")
+    place = Place("theirs", None, tmp_path / "none")
+
+    def cached(content: str, suffix: str = "") -> str:
+        md5 = hashlib.md5(content.encode(), usedforsecurity=False).hexdigest() + suffix
+        (files / md5[:2]).mkdir(parents=True, exist_ok=True)
+        (files / md5[:2] / md5[2:]).write_text(content, encoding="utf-8")
+        return md5
+
+    damaged = cached("whole")
+    (files / damaged[:2] / damaged[2:]).write_text("half", encoding="utf-8")
+    for md5 in (f"xx{secret}", "xx../../id_rsa", damaged):
+        listed = cached(json.dumps([{"relpath": "inside", "md5": md5}]), ".dir")
+        restore_output(place, files, folder, Path("results/one"), md5, copy)
+        restore_output(place, files, folder, Path("results/several"), listed, copy)
+    assert [file for file in folder.rglob("*") if file.is_file()] == []
+    listed = cached(json.dumps([{"relpath": "inside", "md5": cached("content")}]), ".dir")
+    restore_output(place, files, folder, Path("results/several"), listed, copy)
+    assert (folder / "results/several/inside").read_text(encoding="utf-8") == "content"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,11 @@ from onecycle import paths
 from onecycle.dvc_command import dvc
 from onecycle.errors import UserError
 from onecycle.revisions import Place
+from onecycle.tracking.freshness import md5 as md5_of
 from onecycle.tracking.freshness import parse_lock
+
+MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
+"""As DVC writes it. Anything else, joined to a path, could lead to any file that its reader may read."""
 
 FromCache = Callable[[Path, Path], object]
 """Puts a file of the cache at a path: `link` or `copy`."""
@@ -39,9 +44,12 @@ def cache() -> Path:
     return Path(done.stdout.strip().splitlines()[-1]) / "files" / "md5"
 
 
-def cached_file(files: Path, md5: str) -> Path:
-    """Where DVC's cache has the file, or a folder's list of files, with this MD5, if it has it."""
-    return files / md5[:2] / md5[2:]
+def cached_file(files: Path, md5: str) -> Path | None:
+    """Where DVC's cache has the file, or a folder's list of files, with this MD5; None where it has not, or another."""
+    if not MD5.fullmatch(md5):
+        return None
+    cached = files / md5[:2] / md5[2:]
+    return cached if cached.is_file() and md5_of(cached) == md5.removesuffix(".dir") else None
 
 
 def restore(place: Place, files: Path, folder: Path, from_cache: FromCache) -> None:
@@ -65,12 +73,11 @@ def restore_output(place: Place, files: Path, folder: Path, path: Path, md5: str
     """One output at `folder` / `path`, where it can be found with this MD5."""
     cached, target = cached_file(files, md5), _inside(place, folder, path)
     if md5.endswith(".dir"):
-        entries = json.loads(cached.read_bytes()) if cached.is_file() else []
-        for entry in entries:
+        for entry in json.loads(cached.read_bytes()) if cached else ():
             restore_output(place, files, folder, path / entry["relpath"], entry["md5"], from_cache)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    if cached.is_file():
+    if cached:
         from_cache(cached, target)
         return
     content = place.read(path)

@@ -213,7 +213,7 @@ def _compare(
     found_weights = None
     if not (tree.folder / paths.MODEL).is_file():
         notes.append("no model was written, so no weights are compared")
-    elif recorded_model is None or not recorded_model.is_file():
+    elif recorded_model is None:
         notes.append("the recorded model is not in DVC's cache any more: its hash is compared, not each tensor")
     else:
         found_weights = agreement.weights(recorded_model, tree.folder / paths.MODEL)
