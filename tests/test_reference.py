@@ -258,12 +258,36 @@ def test_results_that_are_not_of_the_params_beside_them_are_not_compared(folder:
     assert (code, said) == (2, "error: params.yaml of HEAD says seed: 7, its results are of 0; run `dvc repro`\n")
 
 
-def test_results_of_a_model_before_the_last_are_not_compared(folder: Path, onecycle: Run) -> None:
-    _edit_lock(folder, train={"outs": [{"path": "models/model.pt", "md5": "another"}]})
-    code, _, said = onecycle(folder, "compare", "HEAD", "workspace")
-    assert code == 2
-    assert said.startswith("error: results/evaluate/metrics.json is of another model than the last that was trained; ")
-    assert "of another model" in executions().left_out["workspace"]
+@pytest.mark.parametrize(
+    ("stages", "sentence"),
+    [
+        (
+            {"train": {"outs": [{"path": "models/model.pt", "md5": "another"}]}},
+            "dvc.lock: evaluate did not run again when what comes before did; run `dvc repro`",
+        ),
+        (
+            {
+                "lr_range": {"params": {"params.yaml": {"augment.pad": 8}}},
+                "train": {"params": {"params.yaml": {"augment.pad": 4}}},
+            },
+            "params.yaml says augment.pad: 8, its results are of 4; run `dvc repro`",
+        ),
+    ],
+    ids=["trained", "only the range test"],
+)
+def test_results_of_a_command_that_was_stopped_are_not_compared(
+    folder: Path, onecycle: Run, stages: dict[str, Any], sentence: str
+) -> None:
+    set_params(folder, {"augment.pad": 8})
+    _edit_lock(folder, **stages)
+    for words in (
+        ("compare", "HEAD", "workspace"),
+        ("gate", "--baseline", "HEAD"),
+        ("record", "workspace", "--recipe", "trial"),
+    ):
+        code, _, said = onecycle(folder, *words)
+        assert (code, said) == (2, f"error: {sentence}\n")
+    assert executions().left_out == {"workspace": sentence}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from onecycle.errors import UserError
 from onecycle.revisions import Place
 from onecycle.tracking import yaml_values
 from onecycle.tracking.filling import model_read_by
-from onecycle.tracking.freshness import Lock, parse_lock, recorded_params
+from onecycle.tracking.freshness import Lock, parse_lock, recorded_params, undone
 
 if TYPE_CHECKING:
     from onecycle.tracking.times import Training
@@ -48,10 +48,8 @@ class Recorded:
     outputs: Mapping[str, str] = field(default_factory=dict)
     code: Mapping[str, str] = field(default_factory=dict)
     """Of what computed the figures."""
-    params: Mapping[str, Any] = field(default_factory=dict)
-    """That its stages ran with, the report's apart; dotted keys."""
-    trained: str | None = None
-    """The MD5 of the model that training wrote last."""
+    stages: Lock = field(default_factory=dict)
+    """Those that make figures, as dvc.lock has them."""
 
     @property
     def model(self) -> str | None:
@@ -93,7 +91,7 @@ def recorded(place: Place) -> Recorded:
     lock = _lock(place)
     if lock:
         outputs = {out["path"]: str(out.get("md5")) for entry in lock.values() for out in entry.get("outs", ())}
-        trained, evaluated = outputs.get(paths.MODEL.as_posix()), model_read_by("evaluate", lock)
+        evaluated = model_read_by("evaluate", lock)
         figures = {stage: entry for stage, entry in lock.items() if stage != NO_FIGURES}
         code = {
             dep["path"]: str(dep.get("md5"))
@@ -102,7 +100,7 @@ def recorded(place: Place) -> Recorded:
             if dep["path"].startswith(("src/", "stages/"))
         }
         known = outputs | ({paths.MODEL.as_posix(): evaluated} if evaluated else {})
-        return Recorded(known, code, recorded_params(figures), trained)
+        return Recorded(known, code, figures)
     if place.row is not None:
         md5 = place.row.model_md5()
         return Recorded({paths.MODEL.as_posix(): md5} if md5 else {})
@@ -126,21 +124,24 @@ def environment(place: Place, model: str | None, trainings: Mapping[str, Trainin
 
 
 def check_current(place: Place, params: Mapping[str, Any], made: Recorded) -> None:
-    """Refuse results of other params than those beside them, or of another model: not all that changed was run.
+    """Refuse results of other params than those beside them, or of what was made anew since: not all of it was run.
 
     Raises:
         UserError: they are.
     """
-    for key, value in made.params.items():
-        now = params.get(key)
-        if params and not yaml_values.same(now, value):
-            raise UserError(
-                f"{place.of(paths.PARAMS)} says {key}: {yaml_values.spelled(now)}, its results are of "
-                f"{yaml_values.spelled(value)}; run `dvc repro`"
-            )
-    if made.trained and made.model != made.trained:
+    stale = undone(made.stages, made.stages, params) if params else []
+    for stage in stale:
+        for key, value in recorded_params({stage: made.stages[stage]}).items():
+            now = params.get(key, "absent")
+            if not yaml_values.same(now, value):
+                raise UserError(
+                    f"{place.of(paths.PARAMS)} says {key}: {yaml_values.spelled(now)}, its results are of "
+                    f"{yaml_values.spelled(value)}; run `dvc repro`"
+                )
+    if stale:
         raise UserError(
-            f"{place.of(paths.EVALUATE_METRICS)} is of another model than the last that was trained; run `dvc repro`"
+            f"{place.of(paths.DVC_LOCK)}: {' and '.join(stale)} did not run again when what comes before did; "
+            "run `dvc repro`"
         )
 
 
