@@ -144,6 +144,14 @@ def test_names_from_a_branch_steer_no_terminal(capsys: pytest.CaptureFixture[str
     assert "one?[2J\nmore" in shown and "x?]52;c;eA==?" in shown
 
 
+def test_a_narrow_terminal_cuts_no_name(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    names = [f"results/reference/{recipe}/seed-0" for recipe in ("exercise", "tenth")]
+    tables.show([tables.Table("t", ("execution", "recipe"), [(name, "as workspace") for name in names])])
+    cells = [line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert "".join(cells) == "".join(names)
+
+
 def test_the_command(runs: Path) -> None:
     """As a user calls it: exit 0 whatever the verdict, a comparison for each run after the first."""
     done = command(runs, "onecycle", "compare", "first", "second", "equal", "--json")

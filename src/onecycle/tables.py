@@ -47,8 +47,8 @@ def show(page: Page) -> None:
     for part in page:
         if isinstance(part, Table):
             shown = RichTable(title=_text(part.title), title_justify="left")
-            for position, column in enumerate(part.columns):
-                shown.add_column(column, justify="right" if position else "left")
+            for position, column in enumerate(part.columns):  # folded: names may differ in nothing but their ends
+                shown.add_column(column, justify="right" if position else "left", overflow="fold")
             for row in part.rows:
                 shown.add_row(*(_text(cell) for cell in row))
             console.print(shown)
