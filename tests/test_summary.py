@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import command, set_params
+from conftest import Run, command, set_params
 from crafted_run import commit, errors, repository, write_run
 from PIL import Image
 from ruamel.yaml import YAML
@@ -125,6 +125,13 @@ def test_what_it_prints(found: Found) -> None:
     assert document["recipes"][0]["best"] == "workspace"
     assert {run["seed"] for run in document["recipes"][0]["executions"]} == {0, 1, 2}
     assert document["recipes"][0]["training_seconds"] is None
+
+
+def test_show_tells_what_an_experiment_changed(folder: Path, onecycle: Run) -> None:
+    """Without a row, as in a fresh clone."""
+    for name, changed in (("short-seed-1", "-S seed=1 -S epochs=12"), ("HEAD", ""), ("workspace", "")):
+        code, said, _ = onecycle(folder, "show", name, "--json")
+        assert (code, json.loads(said)["changed"]) == (0, changed)
 
 
 def test_times_come_from_rows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

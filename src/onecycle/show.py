@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from onecycle import paths, revisions
+from onecycle import experiments, paths, revisions
 from onecycle.errors import UserError
 from onecycle.revisions import Place
 from onecycle.tables import Page, Table
@@ -48,7 +48,7 @@ class Known:
     row: StoredRow | None
     params: Mapping[str, str]
     changed: str
-    """Params that differ from the commit's, as `dvc exp run` takes them."""
+    """Params that differ from those of the commit it started from, as `dvc exp run` takes them."""
     metrics: Mapping[str, float]
     stages: tuple[Stage, ...]
 
@@ -85,7 +85,9 @@ def know(name: str) -> Known:
 def _changed(place: Place, row: StoredRow | None, params: Mapping[str, str]) -> str:
     if row:
         return row.tags.get("params.changed", "")
-    return context.overrides(params, place.commit or "HEAD") if place.folder in (None, Path()) else ""
+    started_from = {one.commit: one.baseline for one in experiments.finished()}
+    baseline = "HEAD" if place.folder == Path() else started_from.get(place.commit or "")
+    return context.overrides(params, baseline) if baseline else ""
 
 
 def _stages(row: StoredRow | None, lock: Lock) -> Iterator[Stage]:
