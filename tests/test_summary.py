@@ -127,6 +127,18 @@ def test_what_it_prints(found: Found) -> None:
     assert document["recipes"][0]["training_seconds"] is None
 
 
+def test_an_interval_ends_where_its_metric_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed, wrong in enumerate((110, 30)):
+        write_run(tmp_path / f"results/reference/easy/seed-{seed}", np.arange(wrong))
+        set_params(tmp_path / f"results/reference/easy/seed-{seed}", {"seed": seed})
+    monkeypatch.chdir(tmp_path)
+    [group] = summary.groups(executions().executions)
+    means = group.metrics
+    assert (means["accuracy"].value, means["accuracy"].high) == (pytest.approx(0.993), 1)
+    assert (means["loss"].low, means["wrong"].low) == (0, 0)
+    assert summary.interval(means["accuracy"]).endswith(" to 100.00 %")
+
+
 def test_show_tells_what_an_experiment_changed(folder: Path, onecycle: Run) -> None:
     """Without a row, as in a fresh clone."""
     for name, changed in (("short-seed-1", "-S seed=1 -S epochs=12"), ("HEAD", ""), ("workspace", "")):

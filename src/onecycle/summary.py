@@ -40,10 +40,10 @@ class Group:
 
     @property
     def metrics(self) -> dict[str, Mean]:
-        """Every metric that all runs have, but the ends of each run's own interval."""
+        """Every metric that all runs have, but the ends of each run's own interval; no interval leaves its range."""
         own = ("accuracy_low", "accuracy_high", "n")
         shared = [name for name in RANGES if name not in own and all(name in run.results.metrics for run in self.runs)]
-        return {name: mean_of_runs(self.values(name)) for name in shared}
+        return {name: _within(RANGES[name], mean_of_runs(self.values(name))) for name in shared}
 
     @property
     def best(self) -> Execution:
@@ -55,6 +55,13 @@ class Group:
         """Mean time of a training, over the runs of which it is known."""
         known = [run.seconds for run in self.runs if run.seconds is not None]
         return fmean(known) if known else None
+
+
+def _within(values: tuple[float, float], mean: Mean) -> Mean:
+    """Student's interval knows nothing of the values that a metric can have: a few runs near 100 % give more."""
+    if mean.low is None or mean.high is None:
+        return mean
+    return mean._replace(low=max(values[0], mean.low), high=min(values[1], mean.high))
 
 
 def groups(executions: Sequence[Execution]) -> list[Group]:
