@@ -192,6 +192,8 @@ def _no_params(folder: Path) -> None:
 
 def _other_run(folder: Path) -> None:
     made(folder, 0, 640)
+    text = (folder / paths.DVC_LOCK).read_text(encoding="utf-8")
+    (folder / paths.DVC_LOCK).write_text(text.replace("model-0", "model-new"), encoding="utf-8")
 
 
 def _other_recipe(folder: Path) -> None:

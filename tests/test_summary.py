@@ -127,6 +127,20 @@ def test_what_it_prints(found: Found) -> None:
     assert document["recipes"][0]["training_seconds"] is None
 
 
+def test_a_model_that_was_evaluated_again_is_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, onecycle: Run
+) -> None:
+    """On another processor, where it differs in last bits, and an image or two fall on the other side."""
+    folder = repository(tmp_path / "repo")
+    made(folder, 1, 612)
+    commit(folder, "results")
+    write_run(folder, errors(375, 238, 300), keep_params=True)
+    monkeypatch.chdir(folder)
+    assert [run.names for run in executions().executions] == [("workspace", "HEAD")]
+    code, _, said = onecycle(folder, "compare", "HEAD,workspace,HEAD", "HEAD")
+    assert code == 2 and "HEAD and workspace are the same run; give runs with different seeds" in said
+
+
 def test_an_interval_ends_where_its_metric_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed, wrong in enumerate((110, 30)):
         write_run(tmp_path / f"results/reference/easy/seed-{seed}", np.arange(wrong))

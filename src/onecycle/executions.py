@@ -9,11 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from onecycle import experiments, paths, provenance
 from onecycle.recipe import recipe_differing
-from onecycle.results import Results, read
+from onecycle.results import Results, read, same_model
 from onecycle.revisions import REFERENCE, WORKSPACE, AbsentError, Place, find
 from onecycle.tracking.errors import StoreError
 from onecycle.tracking.git import git
@@ -48,7 +46,7 @@ def executions() -> Found:
     for place in _places():
         try:
             results = read(place)
-            made = provenance.recorded(place)
+            made = results.made
             provenance.check_current(place, results.params, made)
             seconds = provenance.environment(place, made.model, known).training_seconds
         except AbsentError:
@@ -81,13 +79,8 @@ def _trainings(left_out: dict[str, str]) -> Mapping[str, Training]:
 
 
 def same_run(one: Results, other: Results) -> bool:
-    """Whether two are one run: of one recipe, on the same images, the same to the last bit of every prediction."""
-    return (
-        not recipe_differing(one.params, other.params)
-        and one.digest == other.digest
-        and np.array_equal(one.predictions, other.predictions)
-        and np.array_equal(one.confidence, other.confidence)
-    )
+    """Whether two are one run: of one recipe, on the same images, of the same model."""
+    return not recipe_differing(one.params, other.params) and one.digest == other.digest and same_model(one, other)
 
 
 def _add(known: list[Execution], new: Execution) -> None:

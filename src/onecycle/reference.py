@@ -59,7 +59,7 @@ def record(name: str, recipe: str) -> str:
         raise UserError(f"--recipe must be lower-case letters, digits, `.`, `_` and `-`, got {recipe!r}")
     place = find(name)
     results = read(place)
-    made = provenance.recorded(place)
+    made = results.made
     provenance.check_current(place, results.params, made)
     target = REFERENCE / recipe / f"seed-{_seed(results)}"
     _check_fits(results, target)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from onecycle import evaluation, paths, provenance, recipe
 from onecycle.errors import UserError
+from onecycle.provenance import Recorded
 from onecycle.refusals import shown
 from onecycle.revisions import AbsentError, Place, find, seeds
 from onecycle.tracking import yaml_values
@@ -64,6 +65,8 @@ class Results:
     labels: NDArray[np.int64]
     predictions: NDArray[np.int64]
     confidence: NDArray[np.float32]
+    made: Recorded
+    """What dvc.lock, or what stands for it, records of it."""
 
     @property
     def name(self) -> str:
@@ -100,15 +103,26 @@ def read_side(names: str) -> tuple[Results, ...]:
     runs = tuple(read(place) for name in names.split(",") for place in seeds(find(name.strip())))
     first = runs[0]
     for position, run in enumerate(runs):
-        provenance.check_current(run.place, run.params, provenance.recorded(run.place))
+        provenance.check_current(run.place, run.params, run.made)
         _check_same_test(first, run)
         for other in runs[:position]:
-            if np.array_equal(run.confidence, other.confidence) and np.array_equal(run.predictions, other.predictions):
+            if same_model(run, other):
                 raise UserError(f"{other.name} and {run.name} are the same run; give runs with different seeds")
         changed = recipe.recipe_differing(first.params, run.params) if first.params and run.params else []
         if changed:
             raise UserError(f"{first.name} and {run.name} differ in {changed[0]}; runs of one side may differ in seed")
     return runs
+
+
+def same_predictions(one: Results, other: Results) -> bool:
+    """Whether two are the same to the last bit of every prediction."""
+    return np.array_equal(one.predictions, other.predictions) and np.array_equal(one.confidence, other.confidence)
+
+
+def same_model(one: Results, other: Results) -> bool:
+    """Whether two, on the same images, are of one model; evaluated again elsewhere, it may differ in last bits."""
+    known = one.made.model is not None and one.made.model == other.made.model
+    return known or same_predictions(one, other)
 
 
 def check_comparable(first: Sequence[Results], second: Sequence[Results]) -> None:
@@ -164,6 +178,7 @@ def read(place: Place) -> Results:
         labels=columns["label"].astype(np.int64),
         predictions=columns["prediction"].astype(np.int64),
         confidence=columns["confidence"].astype(np.float32),
+        made=provenance.recorded(place),
     )
     _check_agreement(place, results)
     return results
