@@ -86,6 +86,16 @@ def test_planted_branches(planted: Path, onecycle: Run, branch: str, verdict: st
     assert judged["seeds"] == (4 if branch == "unsure" else None)
 
 
+def test_a_run_against_itself_passes_on_few_images(tmp_path: Path, onecycle: Run) -> None:
+    """As two classifiers that agree on all 360 they might be further apart than the margin on others."""
+    for name in (".", "again"):
+        write_run(tmp_path / name, np.arange(18), images=360)
+    code, output, _ = onecycle(tmp_path, "gate", "--baseline", "again", "--strict")
+    assert code == 0 and "| +0.00 | +0.00 to +0.00 | falls by &#60; 0.5 points | pass |" in output
+    write_run(tmp_path, np.arange(18), images=360, sure=0.96)
+    assert onecycle(tmp_path, "gate", "--baseline", "again", "--strict")[0] == 3
+
+
 def test_the_table_is_markdown(planted: Path, onecycle: Run) -> None:
     code, output, errors_said = onecycle(planted, "gate", "--baseline", "main", "--candidate", "unsure")
     lines = output.splitlines()

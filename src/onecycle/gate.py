@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from onecycle.compare import Side, accuracy_difference, deviation_between_runs, values
 from onecycle.params import GateParams
+from onecycle.results import same_predictions
 from onecycle.stats_tests import Difference, runs_to_settle
 from onecycle.tables import Page, Table
 from onecycle.tracking.yaml_values import same, spelled
@@ -79,7 +80,7 @@ def judge(baseline: Side, candidate: Side, limits: GateParams) -> Judgement:
     checks = [_floor(candidate, limits)]
     seeds = None
     if baseline:
-        loss = accuracy_difference(candidate, baseline, confidence=1 - 2 * limits.alpha)
+        loss = _loss(baseline, candidate, limits)
         verdict = verdict_on(loss, limits)
         checks[:0] = [_accuracy(baseline, candidate, loss, verdict, limits)]
         checks += [
@@ -91,6 +92,13 @@ def judge(baseline: Side, candidate: Side, limits: GateParams) -> Judgement:
             apart = min(limits.margin, 2 * (limits.margin - limits.negligible))  # a wider interval may settle nothing
             seeds = max(runs_to_settle(apart, deviation, limits.alpha), _more_than(baseline, candidate))
     return Judgement(_names(baseline), _names(candidate), tuple(checks), seeds, _other_limits(baseline, limits))
+
+
+def _loss(baseline: Side, candidate: Side, limits: GateParams) -> Difference:
+    loss = accuracy_difference(candidate, baseline, confidence=1 - 2 * limits.alpha)
+    if len(baseline) == len(candidate) == 1 and same_predictions(baseline[0], candidate[0]):
+        return Difference(0, 0, 0)  # the same classifier: there is nothing to estimate
+    return loss
 
 
 def _accuracy(baseline: Side, candidate: Side, loss: Difference, verdict: Verdict, limits: GateParams) -> Check:
