@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from crafted_run import errors, write_run
 
 from onecycle.errors import UserError
 from onecycle.params import load
-from onecycle.reproduction import agreement, surroundings
+from onecycle.reproduction import agreement, page, surroundings
 from onecycle.reproduction.agreement import Agreement, Output
+from onecycle.reproduction.record import Record
+from onecycle.reproduction.rerun import Reproduction
 from onecycle.reproduction.surroundings import UNKNOWN, Difference
 from onecycle.restoring import copy, remove_output, restore_output
 from onecycle.revisions import Place
@@ -68,6 +71,22 @@ def test_another_machine_may_be_why_within_the_margins_of_the_gate() -> None:
     for away in (0.906, 0.894):  # better is no reproduction either
         found = judged((THREADS,), accuracy=away, train="x")
         assert (found.verdict, found.within) == ("different", None)
+
+
+def test_a_metric_that_only_one_of_them_has_is_no_agreement() -> None:
+    """As `evaluate.top5` of a time before it was there."""
+    found = judged((THREADS,), accuracy=0.904, train="x")
+    for pair in ((0.99, None), (0.99, math.nan)):
+        other = replace(found, metrics={**found.metrics, "evaluate.top5": pair})
+        assert (other.verdict, other.within) == ("different", None)
+
+
+def test_what_came_of_it_is_valid_json() -> None:
+    """Also where a tensor has another shape, and its difference is infinite."""
+    record = Record(Place("HEAD", "c0ffee", None), "c0ffee", b"", b"", {}, None)
+    found = replace(judged(train="x"), weights=agreement.Weights(3, 1, math.inf, "a"))
+    said = json.dumps(page.document(Reproduction(record, found, STAGES, STAGES)), allow_nan=False)
+    assert json.loads(said)["weights"] == {"tensors": 3, "differing": 1, "largest": None, "where": "a"}
 
 
 def test_where_nothing_else_differs_it_is_different() -> None:

@@ -83,7 +83,7 @@ class Environment:
 
 
 def recorded(place: Place) -> Recorded:
-    """By the run's dvc.lock, else by its hashes.json; of a row, only the model's MD5.
+    """By the run's dvc.lock, else by its hashes.json; of a row that has no dvc.lock, only the model's MD5.
 
     Raises:
         UserError: what there is cannot be read.

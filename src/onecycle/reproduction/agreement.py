@@ -101,7 +101,9 @@ class Agreement:
             if name not in ("evaluate.n", "evaluate.wrong")  # counts, of which accuracy tells
         }
         margins = {"accuracy": self.limits.margin, "loss": self.limits.loss_margin, "ece": self.limits.ece_margin}
-        fine = all(differences.get(name, math.inf) <= margin for name, margin in margins.items())
+        fine = all(map(math.isfinite, differences.values())) and all(
+            differences.get(name, math.inf) <= margin for name, margin in margins.items()
+        )
         return max(differences.values()) if fine else None
 
     @property

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from onecycle.reproduction.agreement import DIFFERENT, IDENTICAL, Agreement
+from onecycle.reproduction.agreement import DIFFERENT, IDENTICAL, Agreement, Weights
 from onecycle.reproduction.rerun import Reproduction
 from onecycle.tables import Page, Table
 
@@ -51,10 +51,17 @@ def document(done: Reproduction) -> dict[str, Any]:
             {"stage": one.stage, "path": one.path, "recorded": one.recorded, "now": one.now} for one in found.outputs
         ],
         "metrics": {name: {"recorded": then, "now": now} for name, (then, now) in found.metrics.items()},
-        "weights": vars(found.weights) if found.weights else None,
+        "weights": _weights(found.weights),
         "predictions": vars(found.predictions) if found.predictions else None,
         "notes": list(done.notes),
     }
+
+
+def _weights(found: Weights | None) -> dict[str, Any] | None:
+    """JSON has no infinity: a largest difference of null is one in shape or name."""
+    if found is None:
+        return None
+    return vars(found) | {"largest": found.largest if math.isfinite(found.largest) else None}
 
 
 def _how(done: Reproduction) -> str:
