@@ -80,6 +80,14 @@ def test_few_discordant_images_are_tested_exactly(tmp_path: Path) -> None:
     assert doubtful.verdict == "no evidence"
 
 
+def test_one_image_gives_no_interval_by_resampling(tmp_path: Path) -> None:
+    write_run(tmp_path / "first", np.arange(0), images=1)
+    write_run(tmp_path / "second", np.arange(1), images=1)
+    rows = {row.name: row for row in compared(tmp_path, "first", "second").metrics}
+    assert (rows["ece"].low, rows["macro_f1"].high) == (None, None)
+    assert rows["accuracy"].low is not None
+
+
 def test_differences_by_class(tmp_path: Path) -> None:
     """Cats become worse, all else stays."""
     cats = np.flatnonzero(LABELS == 3)

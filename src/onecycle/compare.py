@@ -165,7 +165,10 @@ def _discordant(first: Side, second: Side) -> Discordant:
 
 
 def _paired(first: Results, second: Results, accuracy: Difference, counts: Discordant) -> dict[str, Difference]:
-    """The intervals that one run a side gives: predictions say how often each was right and how sure, not the loss."""
+    """The intervals that one run a side gives: predictions say how often each was right and how sure, not the loss.
+
+    One image cannot be resampled.
+    """
     n = counts.n
     wrong = Difference(-accuracy.value * n, -accuracy.high * n, -accuracy.low * n)
 
@@ -173,8 +176,8 @@ def _paired(first: Results, second: Results, accuracy: Difference, counts: Disco
         before, after = (_told(run, images) for run in (first, second))
         return np.array([after[name] - before[name] for name in RESAMPLED])
 
-    resampled = zip(RESAMPLED, resampled_differences(measure, n), strict=True)
-    return {"accuracy": accuracy, "wrong": wrong, **dict(resampled)}
+    resampled = dict(zip(RESAMPLED, resampled_differences(measure, n), strict=True)) if n > 1 else {}
+    return {"accuracy": accuracy, "wrong": wrong, **resampled}
 
 
 def _told(run: Results, images: NDArray[np.int64]) -> dict[str, float | int]:
