@@ -388,6 +388,9 @@ def test_a_readme_without_a_place_for_it(folder: Path, onecycle: Run) -> None:
     (folder / "README.md").write_text("# A title\n", encoding="utf-8")
     code, _, said = onecycle(folder, "summary", "--readme")
     assert code == 2 and "README.md lacks the lines" in said
+    code, _, said = onecycle(folder, "record", "workspace", "--recipe", "exercise")
+    assert code == 0 and said.startswith("warning: README.md lacks the lines")
+    assert (folder / "results/reference/exercise/seed-0").is_dir()
 
 
 def test_the_readme_here_says_what_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

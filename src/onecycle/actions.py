@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from onecycle import paths
-from onecycle.errors import UserError
+from onecycle.errors import UserError, printable_lines
 
 
 def demo(_options: argparse.Namespace) -> None:
@@ -96,7 +96,10 @@ def record(options: argparse.Namespace) -> None:
     from onecycle import readme, reference
 
     print(reference.record(options.name, options.recipe))
-    print(readme.rewrite())
+    try:
+        print(readme.rewrite())
+    except UserError as error:  # the run is recorded all the same
+        print(f"warning: {printable_lines(str(error))}", file=sys.stderr)
 
 
 def compare(options: argparse.Namespace) -> None:
