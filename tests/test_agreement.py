@@ -140,6 +140,17 @@ def test_what_differs_of_that_which_is_known() -> None:
         assert surroundings.differences(nothing, here) == [UNKNOWN]
 
 
+def test_a_gpu_may_differ_from_itself_unless_its_kernels_repeat() -> None:
+    gpu, cpu = {"device": "NVIDIA H100, bfloat16"}, {"device": "cpu, bfloat16"}
+    [kernels] = surroundings.noise(gpu, gpu, {"train.deterministic": "false"})
+    assert str(kernels) == "GPU kernels need not repeat to the bit, here neither"
+    assert judged((kernels,), accuracy=0.904, train="x").verdict == "equal within"
+    assert judged((kernels,), accuracy=0.906, train="x").verdict == "different"
+    assert surroundings.noise(gpu, gpu, {}) == [kernels]  # a run of a time when there was no such knob
+    assert surroundings.noise(gpu, gpu, {"train.deterministic": "true"}) == []
+    assert surroundings.noise(cpu, cpu, {"train.deterministic": "false"}) == []
+
+
 @pytest.mark.parametrize("path", ["../outside", "/outside", "results/../../outside"])
 def test_a_lock_that_leads_out_of_the_workspace_is_refused(tmp_path: Path, path: str) -> None:
     place = Place("theirs", None, tmp_path)

@@ -75,6 +75,7 @@ class Agreement:
     predictions: Predictions | None
     """None where either was not written, or is no longer to be had."""
     surroundings: Sequence[Difference]
+    """Of which any can be why figures differ."""
     limits: GateParams
 
     @property

@@ -84,15 +84,17 @@ def _in(tree: Worktree, record: Record, options: Options, attempt: str, limits: 
     if options.first and options.first not in stages:
         raise UserError(f"--from must be one of {', '.join(stages)}, got {options.first}")
     python = _python(tree, options)
-    differing = surroundings.differences(record.tags, surroundings.here(python, tree.folder))
+    here = surroundings.here(python, tree.folder)
+    differing = surroundings.differences(record.tags, here)
     _tell(record, differing, options)
+    causes = [*differing, *surroundings.noise(record.tags, here, record.params)]
     files = restoring.cache()
     _furnish(tree, record, options, files)
     ran = _run(tree, stages, options, python, f"{record.row.run_id if record.row else record.commit} {attempt}")
     notes = _sent()
     if not_made:
         notes.append(f"the run did not make what {', '.join(not_made)} would, so that is not compared")
-    found = _compare(tree, record, stages, differing, files, limits, notes)
+    found = _compare(tree, record, stages, causes, files, limits, notes)
     row = None
     try:
         row = _own_row(attempt) if ran else None
@@ -199,7 +201,7 @@ def _compare(
     tree: Worktree,
     record: Record,
     stages: Sequence[str],
-    differing: Sequence[Difference],
+    causes: Sequence[Difference],
     files: Path,
     limits: params.GateParams,
     notes: list[str],
@@ -228,7 +230,7 @@ def _compare(
         agreement.metrics(record.place, again),
         found_weights,
         found_predictions,
-        differing,
+        causes,
         limits,
     )
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from onecycle import paths
 from onecycle.errors import UserError
-from onecycle.tracking import context
+from onecycle.tracking import context, yaml_values
 
 _ASKED = """
 import json, platform, sys
@@ -47,6 +47,8 @@ class Difference(NamedTuple):
 
 UNKNOWN = Difference("surroundings", "not recorded", "known")
 """Stands for all that is not known of a run without a row."""
+KERNELS = Difference("GPU kernels", "need not repeat to the bit", "neither")
+"""Without `train.deterministic: true`."""
 
 
 def here(python: Path, folder: Path) -> dict[str, str]:
@@ -72,6 +74,12 @@ def differences(recorded: Mapping[str, str], now: Mapping[str, str]) -> list[Dif
         return [UNKNOWN]
     both = ((words, recorded[key], now[key]) for key, words in named.items() if key in recorded and key in now)
     return [Difference(words, one, other) for words, one, other in both if one != other]
+
+
+def noise(recorded: Mapping[str, str], now: Mapping[str, str], params: Mapping[str, str]) -> list[Difference]:
+    """What may give other figures where nothing differs: kernels of the recorded GPU, unless they were to repeat."""
+    same_gpu = recorded.get("device") == now["device"] and not now["device"].startswith("cpu")
+    return [KERNELS] if same_gpu and not yaml_values.same(params.get("train.deterministic"), True) else []
 
 
 def interpreter(worktree: Path, digest: str) -> Path:
