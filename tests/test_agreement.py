@@ -7,11 +7,13 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from crafted_run import errors, write_run
 
+from onecycle import paths
 from onecycle.errors import UserError
 from onecycle.params import load
 from onecycle.reproduction import agreement, page, surroundings
@@ -118,18 +120,45 @@ def test_weights_tensor_by_tensor(tmp_path: Path) -> None:
     assert agreement.weights(files[0], files[2]) == agreement.Weights(3, 2, math.inf, "a")
 
 
+@pytest.mark.parametrize("content", [b"PK", {"weights": {}}, {"state": 3}, {"state": {"a": 1}}], ids=str)
+def test_a_model_that_is_none_is_told(tmp_path: Path, content: Any) -> None:
+    good, odd = tmp_path / "good.pt", tmp_path / "odd.pt"
+    torch.save({"state": {"a": torch.ones(2)}}, good)
+    if isinstance(content, bytes):
+        odd.write_bytes(content)
+    else:
+        torch.save(content, odd)
+    with pytest.raises(UserError, match="the recorded model is damaged, or of a time when"):
+        agreement.weights(odd, good)
+    with pytest.raises(UserError, match="the new model is damaged"):
+        agreement.weights(good, odd)
+
+
+def test_what_cannot_be_read_is_told_beside_the_rest(tmp_path: Path) -> None:
+    write_run(tmp_path, errors(600, 0))
+    (tmp_path / paths.TRAIN_METRICS).parent.mkdir(parents=True)
+    (tmp_path / paths.TRAIN_METRICS).write_text('{"train_loss": 0.', encoding="utf-8")
+    (tmp_path / paths.PREDICTIONS).write_bytes(b"PAR1")
+    found = agreement.figures(Place("one", None, tmp_path))
+    assert found.metrics["evaluate.wrong"] == 600 and found.results is None
+    assert [note.partition(" of one")[0] for note in found.notes] == [
+        "no metrics of train are compared: results/train/metrics.json",
+        "no predictions are compared: results/evaluate/predictions.parquet",
+    ]
+
+
 def test_predictions_and_metrics_image_by_image(tmp_path: Path) -> None:
     for name, wrong in (("then", errors(600, 0)), ("now", errors(600, 3))):
         write_run(tmp_path / name, wrong)
-    then, now = (Place(name, None, tmp_path / name) for name in ("then", "now"))
+    then, now, none = (agreement.figures(Place(name, None, tmp_path / name)) for name in ("then", "now", "none"))
     found = agreement.predictions(then, now)
     assert found is not None
     assert found.images == 10_000
     assert found.changed == len(set(errors(600, 0)) ^ set(errors(600, 3)))
-    assert agreement.predictions(then, Place("none", None, tmp_path / "none")) is None
+    assert agreement.predictions(then, none) is None
     figures = agreement.metrics(then, now)
     assert figures["evaluate.wrong"] == (600, len(errors(600, 3)))
-    assert agreement.metrics(then, Place("none", None, tmp_path))["evaluate.wrong"] == (600, None)
+    assert agreement.metrics(then, none)["evaluate.wrong"] == (600, None)
 
 
 def test_what_differs_of_that_which_is_known() -> None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from onecycle.results import Results, read
 from onecycle.revisions import AbsentError, Place
 from onecycle.tracking import yaml_values
 from onecycle.tracking.freshness import Lock
+
+if TYPE_CHECKING:
+    import torch
 
 IDENTICAL, WITHIN, DIFFERENT = "identical", "equal within", "different"
 METRICS = (paths.STATS_JSON, paths.TRAIN_METRICS, paths.EVALUATE_METRICS)
@@ -60,6 +63,18 @@ class Predictions:
     """That got another class."""
     largest: float
     """Absolute difference of two confidences."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one run measured."""
+
+    metrics: Mapping[str, float]
+    """As "evaluate.accuracy"."""
+    results: Results | None
+    """None where it has not evaluated, or has nothing that makes sense."""
+    notes: Sequence[str]
+    """Why something is not there to be compared."""
 
 
 @dataclass(frozen=True)
@@ -134,21 +149,39 @@ def changed_code(recorded: Lock, now: Lock, stages: Collection[str]) -> list[tup
     return changed
 
 
-def metrics(recorded: Place, now: Place) -> dict[str, tuple[float | None, float | None]]:
-    """Every number in the stages' metrics, as "evaluate.accuracy"."""
-    found: dict[str, tuple[float | None, float | None]] = {}
+def figures(place: Place) -> Figures:
+    """A run's metrics and predictions; of what cannot be read, or makes no sense, there is a note, and the rest."""
+    numbers: dict[str, float] = {}
+    results, notes = None, []
     for path in METRICS:
-        then, here = (_numbers(place, path) for place in (recorded, now))
-        for key in dict.fromkeys([*then, *here]):
-            found[f"{path.parent.name}.{key}"] = then.get(key), here.get(key)
-    return found
+        try:
+            numbers |= {f"{path.parent.name}.{key}": value for key, value in _numbers(place, path).items()}
+        except UserError as error:
+            notes.append(f"no metrics of {path.parent.name} are compared: {error}")
+    try:
+        results = read(place)
+    except AbsentError:
+        pass
+    except UserError as error:
+        notes.append(f"no predictions are compared: {error}")
+    return Figures(numbers, results, notes)
+
+
+def metrics(recorded: Figures, now: Figures) -> dict[str, tuple[float | None, float | None]]:
+    """Every number in the stages' metrics, as "evaluate.accuracy"."""
+    then, here = recorded.metrics, now.metrics
+    return {name: (then.get(name), here.get(name)) for name in dict.fromkeys([*then, *here])}
 
 
 def weights(recorded: Path, now: Path) -> Weights:
-    """Two models, tensor by tensor; neither file is trusted."""
+    """Two models, tensor by tensor; neither file is trusted.
+
+    Raises:
+        UserError: one holds no weights as `train` writes them.
+    """
     import torch
 
-    then, here = (torch.load(file, map_location="cpu", weights_only=True)["state"] for file in (recorded, now))
+    then, here = (_state(file, whose) for file, whose in ((recorded, "recorded"), (now, "new")))
     differing, largest, where = 0, 0.0, ""
     for name in dict.fromkeys([*then, *here]):
         one, other = then.get(name), here.get(name)
@@ -163,20 +196,28 @@ def weights(recorded: Path, now: Path) -> Weights:
     return Weights(len(dict.fromkeys([*then, *here])), differing, largest, where)
 
 
-def predictions(recorded: Place, now: Place) -> Predictions | None:
-    """The test images, one by one; None where either run has not evaluated.
+def _state(file: Path, whose: str) -> Mapping[str, torch.Tensor]:
+    import torch
+
+    sentence = f"the {whose} model is damaged, or of a time when models were kept in another way"
+    try:
+        state = dict(torch.load(file, map_location="cpu", weights_only=True)["state"])
+    except Exception as error:  # torch.load raises many types for a damaged file
+        raise UserError(sentence) from error
+    if not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(sentence)
+    return state
+
+
+def predictions(recorded: Figures, now: Figures) -> Predictions | None:
+    """The test images, one by one; None where there are none to compare.
 
     Raises:
-        UserError: what either holds does not make sense, so it is not to be compared.
+        UserError: they were tested on other images.
     """
-    try:
-        then, here = read(recorded), read(now)
-    except AbsentError:
+    then, here = recorded.results, now.results
+    if then is None or here is None:
         return None
-    return _predictions(then, here)
-
-
-def _predictions(then: Results, here: Results) -> Predictions:
     if len(then.labels) != len(here.labels):
         raise UserError(f"{then.name} was tested on {len(then.labels)} images, and again on {len(here.labels)}")
     changed = int((then.predictions != here.predictions).sum())

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from onecycle import dvc_command, params, paths, restoring
 from onecycle.errors import UserError
 from onecycle.reproduction import agreement, surroundings
-from onecycle.reproduction.agreement import Agreement
+from onecycle.reproduction.agreement import Agreement, Figures
 from onecycle.reproduction.record import Record, find_record, set_params
 from onecycle.reproduction.surroundings import Difference
 from onecycle.reproduction.worktree import Worktree, worktree
@@ -90,11 +90,12 @@ def _in(tree: Worktree, record: Record, options: Options, attempt: str, limits: 
     causes = [*differing, *surroundings.noise(record.tags, here, record.params)]
     files = restoring.cache()
     _furnish(tree, record, options, files)
+    recorded = agreement.figures(record.place)  # before the hours in which the workspace may get another run's
     ran = _run(tree, stages, options, python, f"{record.row.run_id if record.row else record.commit} {attempt}")
     notes = _sent()
     if not_made:
         notes.append(f"the run did not make what {', '.join(not_made)} would, so that is not compared")
-    found = _compare(tree, record, stages, causes, files, limits, notes)
+    found = _compare(tree, record, recorded, stages, causes, files, limits, notes)
     row = None
     try:
         row = _own_row(attempt) if ran else None
@@ -200,6 +201,7 @@ def _sent() -> list[str]:
 def _compare(
     tree: Worktree,
     record: Record,
+    recorded: Figures,
     stages: Sequence[str],
     causes: Sequence[Difference],
     files: Path,
@@ -208,26 +210,29 @@ def _compare(
 ) -> Agreement:
     then, now = record.stages, read_lock(tree.folder)
     stages = [stage for stage in stages if stage in then or stage in now]
-    again = Place(f"{record.name}, again", None, tree.folder)
+    again = agreement.figures(Place(f"{record.name}, again", None, tree.folder))
+    notes += [*recorded.notes, *again.notes]
     outputs = agreement.outputs(then, now, stages)
     md5 = next((one.recorded for one in outputs if one.path == paths.MODEL.as_posix()), None)
     recorded_model = restoring.cached_file(files, md5) if md5 else None
-    found_weights = None
-    if not (tree.folder / paths.MODEL).is_file():
-        notes.append("no model was written, so no weights are compared")
-    elif recorded_model is None:
-        notes.append("the recorded model is not in DVC's cache any more: its hash is compared, not each tensor")
-    else:
-        found_weights = agreement.weights(recorded_model, tree.folder / paths.MODEL)
-    found_predictions = None
+    found_weights = found_predictions = None
+    try:  # hashes and metrics are compared whatever becomes of the rest
+        if not (tree.folder / paths.MODEL).is_file():
+            notes.append("no model was written, so no weights are compared")
+        elif recorded_model is None:
+            notes.append("the recorded model is not in DVC's cache any more: its hash is compared, not each tensor")
+        else:
+            found_weights = agreement.weights(recorded_model, tree.folder / paths.MODEL)
+    except UserError as error:
+        notes.append(f"no weights are compared: {error}")
     try:
-        found_predictions = agreement.predictions(record.place, again)
-    except UserError as error:  # hashes and metrics are compared all the same
+        found_predictions = agreement.predictions(recorded, again)
+    except UserError as error:
         notes.append(f"no predictions are compared: {error}")
     return Agreement(
         outputs,
         agreement.changed_code(then, now, stages),
-        agreement.metrics(record.place, again),
+        agreement.metrics(recorded, again),
         found_weights,
         found_predictions,
         causes,
