@@ -113,6 +113,7 @@ def test_the_deviation_between_runs_follows_from_their_disagreement() -> None:
     """Of two equal runs on many images; a recipe that agrees with itself more is not believed."""
     assert run_deviation(Discordant(225, 225, 10_000)) == pytest.approx(0.0015)
     assert run_deviation(Discordant(2, 1, 10_000)) == 0.0015
+    assert run_deviation(Discordant(0, 1, 360)) == pytest.approx(np.sqrt(0.045 / 360 / 2))  # the same share on fewer
     assert run_deviation(Discordant(18, 18, 360)) == pytest.approx(np.sqrt(0.1 / 360 / 2))
     assert pooled_deviation([0.0, 2.0], [0.0, 4.0]) == pytest.approx(np.sqrt((2 + 8) / 2))
 

@@ -233,9 +233,10 @@ def page(comparison: Comparison) -> Page:
             "top-k accuracies and losses need three runs a side. Ten classes are ten tests: one of them is often off."
         )
     needed = " and ".join(f"{runs} for {100 * by:g} points" for by, runs in comparison.runs_to_see.items())
+    assumed = "" if comparison.only_first_right is None else ", assumed"
     parts.append(
         f"Runs each to see a difference nine times in ten: {needed} "
-        f"(standard deviation between equal runs {100 * comparison.deviation:.2f} points)."
+        f"(standard deviation between equal runs {100 * comparison.deviation:.2f} points{assumed})."
     )
     return parts
 

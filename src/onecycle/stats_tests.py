@@ -27,6 +27,9 @@ from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 RUN_DEVIATION = 0.0015
 """Standard deviation of accuracy between equal runs, assumed where it cannot be measured (Jordan 2023)."""
 
+RUN_DEVIATION_IMAGES = 10_000
+"""Test images at which it is that; where each image is an independent draw, it goes with one over the root of them."""
+
 FEW_RUNS = 3
 """Runs a side below which a t-test on runs has no power to speak of."""
 
@@ -168,9 +171,10 @@ def run_deviation(counts: Discordant) -> float:
     """Standard deviation of accuracy between equal runs, judged from one run a side.
 
     What two runs disagree on says it (see above), but a recipe that differs may agree more than it does with itself:
-    never less than `RUN_DEVIATION`.
+    never less than what `RUN_DEVIATION` is on so many images.
     """
-    return max(RUN_DEVIATION, math.sqrt((counts.first + counts.second) / 2) / counts.n)
+    assumed = RUN_DEVIATION * math.sqrt(RUN_DEVIATION_IMAGES / counts.n)
+    return max(assumed, math.sqrt((counts.first + counts.second) / 2) / counts.n)
 
 
 def pooled_deviation(first: Sequence[float], second: Sequence[float]) -> float:
