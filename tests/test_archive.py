@@ -167,6 +167,16 @@ def test_oversized_file_in_a_folder_is_refused(tmp_path: Path) -> None:
         read(tmp_path, MD5)
 
 
+def test_file_of_a_folder_that_never_ends_or_is_none_is_not_opened(tmp_path: Path) -> None:
+    unpacked(CONTENTS, tmp_path)
+    file = tmp_path / "data_batch_2"
+    for make in (lambda: os.mkfifo(file), lambda: file.symlink_to("/dev/zero")):
+        file.unlink()
+        make()
+        with pytest.raises(ArchiveError, match="lacks data_batch_2"):
+            read(tmp_path, MD5)
+
+
 def test_bomb_of_zeros_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive, "LARGEST_CONTENT", 2**20)
     bomb = odd_member("zeros")

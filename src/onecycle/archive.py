@@ -77,11 +77,15 @@ def _from_folder(folder: Path, names: Mapping[str, str]) -> Iterator[tuple[str, 
     home = folder / FOLDER if (folder / FOLDER).is_dir() else folder
     for name in names:
         try:
-            if (home / name).stat().st_size > LARGEST_MEMBER:
-                raise ArchiveError(f"{name} is larger than {LARGEST_MEMBER:,} bytes")
-            yield name, (home / name).read_bytes()
+            if not (home / name).is_file():  # it is lacking; opening a pipe would wait for ever
+                continue
+            with (home / name).open("rb") as file:
+                content = file.read(LARGEST_MEMBER + 1)
         except OSError as error:
             raise ArchiveError(f"{name}: {error.strerror}") from None
+        if len(content) > LARGEST_MEMBER:
+            raise ArchiveError(f"{name} is larger than {LARGEST_MEMBER:,} bytes")
+        yield name, content
 
 
 def _from_archive(path: Path, names: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
