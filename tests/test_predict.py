@@ -15,7 +15,7 @@ import torch
 from conftest import command
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from onecycle import paths, tables
 from onecycle.data import Dataset
@@ -159,6 +159,18 @@ def test_a_file_that_never_ends_or_is_none_is_refused(tmp_path: Path) -> None:
         file.truncate(MAX_BYTES + 1)
     with pytest.raises(UserError, match="has more than 64 MiB"):
         read_image(tmp_path / "big.png", SIDE)
+
+
+def test_a_jpeg_of_endless_scans_is_refused_and_one_of_several_is_not(tmp_path: Path) -> None:
+    """Each scan of some 30 bytes passes over all pixels."""
+    pixels, _, last = encoded(Image.new("L", (4000, 4000), 77), "JPEG", progressive=True)[:-2].rpartition(b"\xff\xda")
+    end = b"\xff\xd9"
+    assert (seen(tmp_path, pixels + 3 * (b"\xff\xda" + last) + end) == 77).all()
+    with pytest.raises(UserError, match=r"picture\.png has more than 500 scans"):
+        seen(tmp_path, pixels + 100_000 * (b"\xff\xda" + last) + end)
+    chunk = PngImagePlugin.PngInfo()
+    chunk.add(b"prVt", b"\xff\xda" * 1000)  # a PNG has none, whatever it holds
+    assert (seen(tmp_path, encoded(Image.new("L", (32, 32), 77), pnginfo=chunk)) == 77).all()
 
 
 PNG, JPEG = encoded(noise(40, 32)), encoded(noise(40, 32), "JPEG", exif=Image.Exif().tobytes() + b"\0" * 20)

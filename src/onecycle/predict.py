@@ -28,6 +28,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 50_000_000
 """What a camera may give, and some 200 MB once it is decoded."""
+MAX_SCANS = 500
+"""Of a JPEG, each of which passes over all pixels. Real ones have ten or so, but the two bytes that a scan begins with
+also occur by chance in what may follow the picture, like a phone's film: once in 64 KiB."""
 TOP = 3
 SIDE = 32
 """Pixels, of the pictures both networks are built for."""
@@ -135,6 +138,8 @@ def read_image(file: Path, side: int) -> tuple[Pixels, str]:
         raise UserError(f"{name} cannot be read: {error.strerror}") from None
     if len(content) > MAX_BYTES:
         raise UserError(f"{name} has more than {MAX_BYTES // 2**20} MiB; make it smaller")
+    if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > MAX_SCANS:
+        raise UserError(f"{name} has more than {MAX_SCANS} scans, which could take hours; save it as a plain JPEG")
     image = _decoded(name, content)
     width, height = image.size
     square = min(width, height)
