@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from onecycle import paths
+from onecycle import paths, signals
 from onecycle.dvc_command import environment
 from onecycle.errors import UserError
 
@@ -50,10 +50,17 @@ def main() -> None:
 
 
 def _dvc(*arguments: str, quiet: bool = False) -> int:
-    """dvc's exit code; what it says is seen while it runs."""
+    """dvc's exit code; what it says is seen while it runs.
+
+    A signal waits until it is done, for the reason that `dvc_command.dvc` has; Ctrl-C reaches dvc and its stages too,
+    which end by it.
+    """
     silence = subprocess.DEVNULL if quiet else None
     command = [sys.executable, "-m", "dvc", *arguments]
-    return subprocess.run(command, env=environment(), stdout=silence, stderr=silence).returncode
+    with signals.deferred() as request:
+        code = subprocess.run(command, env=environment(), stdout=silence, stderr=silence).returncode
+    request.obey()
+    return code
 
 
 def _show(seconds: float) -> None:
