@@ -73,6 +73,8 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
         ({"one_cycle__max_lr": -0.1}, "one_cycle.max_lr must be 'auto' or a number > 0, got -0.1"),
         ({"one_cycle__max_lr": float("nan")}, "one_cycle.max_lr must be 'auto' or a number > 0, got nan"),
         ({"one_cycle__max_lr": float("inf")}, "one_cycle.max_lr must be 'auto' or a number > 0, got inf"),
+        ({"train__threads": 10**12}, "train.threads must be ≤ 4096, got 1000000000000"),
+        ({"model__width": 1025}, "model.width must be ≤ 1024, got 1025"),
         ({"lr_range__start_lr": float("nan")}, "lr_range.start_lr must be a finite number, got nan"),
         ({"lr_range__start_lr": 20.0}, "lr_range.end_lr must be > lr_range.start_lr (20), got 10.0"),
         (

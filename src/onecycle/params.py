@@ -93,7 +93,7 @@ class ModelParams(Section):
     """Which network."""
 
     name: Literal["custom_resnet", "resnet18"]
-    width: Count
+    width: Annotated[int, Field(ge=1, le=1024)]
     fc_bias: bool
     dropout: Annotated[float, Field(ge=0, lt=1)]
     logit_scale: Positive
@@ -141,7 +141,7 @@ class TrainParams(Section):
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["auto", "bf16", "fp16", "fp32"]
     convolution: Literal["auto", "direct", "winograd"]
-    threads: Annotated[int, Field(ge=0)]
+    threads: Annotated[int, Field(ge=0, le=4096)]
     deterministic: bool
     compile: Literal["auto", True, False]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
