@@ -209,7 +209,7 @@ def test_metrics_that_are_refused(planted_copy: Path, onecycle: Run, changes: di
         (paths.EVALUATE_METRICS, b"{", "results/evaluate/metrics.json is not valid JSON"),
         (paths.EVALUATE_METRICS, b"[" * 100_000, "results/evaluate/metrics.json is not valid JSON"),
         (paths.EVALUATE_METRICS, b"\xff\xfe\xff", "results/evaluate/metrics.json is not valid JSON"),
-        (paths.EVALUATE_METRICS, b"[1]", "results/evaluate/metrics.json must hold keys and values, got [1]"),
+        (paths.EVALUATE_METRICS, b"[1]", "results/evaluate/metrics.json must hold keys and values, got a list"),
         (paths.EVALUATE_METRICS, None, "results/evaluate/metrics.json is missing"),
         (paths.PREDICTIONS, None, "results/evaluate/predictions.parquet is missing"),
         (paths.PREDICTIONS, b"PAR1", "results/evaluate/predictions.parquet is no readable Parquet file"),

@@ -73,6 +73,8 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
         ({"one_cycle__max_lr": -0.1}, "one_cycle.max_lr must be 'auto' or a number > 0, got -0.1"),
         ({"one_cycle__max_lr": float("nan")}, "one_cycle.max_lr must be 'auto' or a number > 0, got nan"),
         ({"one_cycle__max_lr": float("inf")}, "one_cycle.max_lr must be 'auto' or a number > 0, got inf"),
+        ({"one_cycle__max_lr": 10**400}, f"one_cycle.max_lr must be 'auto' or a number > 0, got 1{'0' * 56}…"),
+        ({"epochs": -(16**5000)}, f"epochs must be ≥ 1, got -0x1{'0' * 53}…"),  # more digits than Python spells
         ({"train__threads": 10**12}, "train.threads must be ≤ 4096, got 1000000000000"),
         ({"model__width": 1025}, "model.width must be ≤ 1024, got 1025"),
         ({"lr_range__start_lr": float("nan")}, "lr_range.start_lr must be a finite number, got nan"),
@@ -111,7 +113,8 @@ def test_a_missing_key_is_named() -> None:
     ("text", "sentence"),
     [
         ("seed: [", "params.yaml, line 1: not valid YAML"),
-        ("- 1", "params.yaml must hold keys and values, got [1]"),
+        ("- 1", "params.yaml must hold keys and values, got a list"),
+        ("seed: {a: 1}\n5: 1", "params.yaml: unknown key 5; params.yaml documents the known ones"),
         ("", "params.yaml must hold keys and values, got null"),
         ("seed: 0\nseed: 1\n", "params.yaml, line 2: not valid YAML: found duplicate key"),
         ("seed: !!int ''", "params.yaml: cannot be read as YAML: "),

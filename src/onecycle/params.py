@@ -9,6 +9,7 @@ its range or at odds with another raises `UserError` with one sentence that name
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -36,20 +37,20 @@ NotNegative = Annotated[float, Field(ge=0)]
 Fill = Literal["mean", "black"]
 
 
-def _word_or_number(word: str, lowest: float, kind: type) -> BeforeValidator:
-    """A validator for keys that take one word or a number of type `kind` that is at least / above `lowest`."""
+def _auto_or(kind: type[int] | type[float]) -> BeforeValidator:
+    """A validator for keys that take "auto" or a number: an integer ≥ 0, or whatever a float can hold that is > 0."""
 
     def check(value: object) -> object:
-        if value == word:
-            return value
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if kind is int:
-            if not (isinstance(value, int) and number and value >= lowest):
-                raise ValueError(f"must be {word!r} or an integer ≥ {lowest:g}")
-            return value
-        if not (isinstance(value, int | float) and number and value > lowest):
-            raise ValueError(f"must be {word!r} or a number > {lowest:g}")
-        return float(value)
+        match value:
+            case "auto":
+                return value
+            case bool():
+                pass
+            case int() if kind is int and value >= 0:
+                return value
+            case int() | float() if kind is float and 0 < value <= sys.float_info.max:
+                return float(value)
+        raise ValueError(f"must be 'auto' or {'an integer ≥ 0' if kind is int else 'a number > 0'}")
 
     return BeforeValidator(check)
 
@@ -114,7 +115,7 @@ class OptimizerParams(Section):
 class OneCycleParams(Section):
     """The schedule of rate and momentum over the steps of training."""
 
-    max_lr: Annotated[float | Literal["auto"], _word_or_number("auto", 0, float)]
+    max_lr: Annotated[float | Literal["auto"], _auto_or(float)]
     max_at_epoch: Positive
     anneal: Literal["linear", "cosine"]
     div_factor: Annotated[float, Field(ge=1)]
@@ -172,7 +173,7 @@ class RuntimeParams(Section):
     """Knobs that cannot change a result."""
 
     allocator: bool
-    workers: Annotated[int | Literal["auto"], _word_or_number("auto", 0, int)]
+    workers: Annotated[int | Literal["auto"], _auto_or(int)]
     checkpoint_seconds: Positive
 
 
@@ -256,7 +257,7 @@ def _check_combinations(name: str, params: Params) -> None:
         (
             cycle.max_at_epoch < params.epochs,
             "one_cycle.max_at_epoch",
-            f"< epochs ({params.epochs})",
+            f"< epochs ({shown(params.epochs)})",
             cycle.max_at_epoch,
         ),
         (

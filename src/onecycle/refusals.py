@@ -24,11 +24,11 @@ _RULES = {
 
 def sentence(name: str, model: type[BaseModel], error: ValidationError) -> str:
     """The first refusal as one sentence; unknown keys first, since they explain a missing one."""
-    details = sorted(error.errors(include_url=False), key=lambda detail: detail["type"] != "extra_forbidden")
-    detail = details[0]
+    unknown = ("extra_forbidden", "invalid_key")  # the other kind: a key that is no string
+    detail = min(error.errors(include_url=False), key=lambda detail: detail["type"] not in unknown)
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
-    key = ".".join(str(part) for part in detail["loc"])
-    if kind == "extra_forbidden":
+    key = _line(".".join(str(part) for part in detail["loc"]))
+    if kind in unknown:
         close = difflib.get_close_matches(key, _all_keys(model), n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]}?" if close else "; params.yaml documents the known ones"
         return f"{name}: unknown key {key}{hint}"
@@ -64,8 +64,20 @@ def _all_keys(model: type[BaseModel]) -> list[str]:
 
 def shown(value: object) -> str:
     """A value as a person wrote it: strings in quotes, YAML's spelling of the rest, one short line."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    text = f'"{value}"' if isinstance(value, str) else str(value)
+    match value:
+        case None | bool():
+            return {None: "null", True: "true", False: "false"}[value]
+        case str():
+            return _line(f'"{value}"')
+        case Mapping():
+            return "keys and values"
+        case list() | tuple() | set():
+            return "a list"  # which is not spelled out, since its aliases may make billions of a few lines
+        case int():
+            return _line(f"{value:#x}" if value.bit_length() > 4096 else str(value))  # Python spells none so long
+    return _line(str(value))
+
+
+def _line(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= 60 else text[:57] + "…"
