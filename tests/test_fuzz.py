@@ -28,6 +28,7 @@ from crafted_archive import FOLDER, batch, md5_of, members, packed, pickled
 from crafted_run import write_run
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
+from test_params import BOMBS
 
 from onecycle import paths
 from onecycle.data import Dataset
@@ -212,6 +213,7 @@ TEXTS = st.one_of(
         lambda tree: "".join(f"{key}: {value}\n" for key, value in tree.items())
     ),
     st.text(),
+    st.sampled_from(BOMBS),
 ).map(lambda text: text.encode("utf-8", "surrogatepass"))
 
 

@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 
 from onecycle.errors import UserError
 from onecycle.params import Params, flatten, load, parse
+from onecycle.tracking import yaml_values
 
 UNLISTED = ("gate.", "runtime.")
 """Sections no stage lists: the gate judges results, and runtime cannot change one."""
@@ -130,6 +131,25 @@ def test_broken_files(tmp_path: Path, text: str, sentence: str) -> None:
         load(path)
     assert str(refusal.value).startswith(sentence)
     assert "\n" not in str(refusal.value)
+
+
+def growing(first: str, other: str) -> str:
+    """A document of twenty levels, each of which stands for ten of the one before."""
+    levels = (f"a{n + 1}: &a{n + 1} {other.format(', '.join([f'*a{n}'] * 10))}\n" for n in range(20))
+    return f"a0: &a0 {first}\n{''.join(levels)}seed: *a20\n"
+
+
+BOMBS = growing("[x]", "[{}]"), growing("{x: 1}", "{{<<: [{}]}}")
+
+
+@pytest.mark.parametrize("text", BOMBS, ids=["aliases", "merges"])
+def test_a_few_lines_that_stand_for_billions_of_values(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"^params\.yaml: cannot be read as YAML: holds more than 100,000 values$"):
+        load(path)
+    with pytest.raises(ValueError, match=r"holds more than 100,000 values$"):  # as of another revision
+        yaml_values.load(text)
 
 
 def test_an_anchor_may_be_defined_again(tmp_path: Path) -> None:

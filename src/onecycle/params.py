@@ -20,11 +20,9 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from onecycle.errors import UserError
 from onecycle.refusals import sentence, shown
+from onecycle.yaml_limits import TRIPPED, check_size
 
 Scalar = str | int | float | bool | None
-
-TRIPPED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""What a YAML reader trips over: `!!int ''` is an IndexError, `!!bool x` a KeyError, `!!timestamp x` …."""
 
 TRAINING_IMAGES = {"cifar10": 50_000, "digits": 1_437}
 """Images in the training split of each data set, before `data.limit`."""
@@ -226,7 +224,9 @@ def _read(path: Path) -> object:
     reader = YAML(typ="safe", pure=True)
     reader.composer.warn_double_anchors = False  # YAML lets an anchor be defined again
     try:
-        return reader.load(path.read_text(encoding="utf-8"))
+        root = reader.compose(path.read_text(encoding="utf-8"))
+        check_size(root)
+        return None if root is None else reader.constructor.construct_document(root)
     except FileNotFoundError:
         raise UserError(f"{path.name} is missing; run from the folder that holds it and dvc.yaml") from None
     except MarkedYAMLError as error:
@@ -272,12 +272,7 @@ def _check_combinations(name: str, params: Params) -> None:
             f"> lr_range.start_lr ({lr_range.start_lr:g})",
             lr_range.end_lr,
         ),
-        (
-            params.batch_size <= images,
-            "batch_size",
-            f"≤ the training split ({images} images)",
-            params.batch_size,
-        ),
+        (params.batch_size <= images, "batch_size", f"≤ the training split ({images} images)", params.batch_size),
         (
             augment.shift_scale_rotate_probability == 0 or augment.backend != "batched",
             "augment.backend",

@@ -5,44 +5,28 @@ Read with PyYAML's C loader: a stage waits for this, and the pure Python reader 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from itertools import islice
+from collections.abc import Mapping
 from typing import Any
 
-MOST_VALUES = 100_000
-"""In a document, aliases followed: a few lines of them can stand for billions."""
-
-_REFUSALS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""What PyYAML's constructors trip over: `!!int ''` is an IndexError, `!!bool x` a KeyError."""
+from onecycle.yaml_limits import TRIPPED, check_size
 
 
 def load(text: str | bytes) -> dict[str, Any]:
     """A YAML document whose top is a mapping; empty for any other.
 
     Raises:
-        ValueError: it is no YAML, or holds more than `MOST_VALUES`.
+        ValueError: it is no YAML, or holds more values than `yaml_limits` allows.
     """
     import yaml  # here, since most stages need none
 
     try:
-        tree = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, *_REFUSALS) as error:
-        raise ValueError(f"no YAML: {' '.join(str(error).split())}") from None
-    if sum(1 for _ in islice(_values(tree), MOST_VALUES + 1)) > MOST_VALUES:
-        raise ValueError(f"holds more than {MOST_VALUES:,} values")
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+        root = loader.get_single_node()
+        check_size(root)
+        tree = None if root is None else loader.construct_document(root)
+    except (yaml.YAMLError, *TRIPPED) as error:
+        raise ValueError(f"cannot be read as YAML: {' '.join(str(error).split())}") from None
     return tree if isinstance(tree, dict) else {}
-
-
-def _values(tree: object) -> Iterator[object]:
-    """Every value of a document, as often as it is referred to; without end where it refers to itself."""
-    todo = [tree]
-    while todo:
-        value = todo.pop()
-        yield value
-        if isinstance(value, Mapping):
-            todo += value.values()
-        elif isinstance(value, list | tuple | set):
-            todo += value
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
