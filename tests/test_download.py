@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -63,6 +64,13 @@ class Server:
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._http.server_port}/cifar-10-python.tar.gz"
 
+    def encrypt(self, key: Path, certificate: Path) -> None:
+        """From now on speak TLS."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        self._http.socket = context.wrap_socket(self._http.socket, server_side=True, do_handshake_on_connect=False)
+        self.url = self.url.replace("http://", "https://")
+
     def close(self) -> None:
         self._http.shutdown()
         self._thread.join()
@@ -104,6 +112,16 @@ def whole(answer: Answer) -> None:
 def cut_off(answer: Answer) -> None:
     start = answer.range()
     answer.content(start, start + len(answer.server.content) // 3)
+
+
+def stalling(answer: Answer) -> None:
+    cut_off(answer)
+    time.sleep(1.0)
+
+
+def said_to_be_encoded(answer: Answer) -> None:
+    answer.server.validators = {"Content-Encoding": "x-gzip"}
+    answer.content(0)
 
 
 def ignoring_range(answer: Answer) -> None:
@@ -319,7 +337,7 @@ def test_progress_keeps_a_bad_connection_alive(tmp_path: Path, serve: Serve) -> 
     server = serve(cut_off, cut_off, cut_off, cut_off, cut_off, cut_off, whole, content=big)
     with pytest.raises(UserError, match=r"no whole \.tar\.gz"):
         fetch(tmp_path, server, patience=Patience(attempts=1, pause=0.0))
-    assert len(server.asked) > 3
+    assert len(server.asked) > 2
 
 
 def test_server_that_only_ever_starts_again_is_given_up(tmp_path: Path, serve: Serve) -> None:
@@ -364,9 +382,33 @@ def test_offline_is_said_in_one_sentence_with_what_to_do(
     assert "trying again in 0.02 s" in capsys.readouterr().err
 
 
-def test_silent_server_is_given_up(tmp_path: Path, serve: Serve) -> None:
-    with pytest.raises(UserError, match=r"cannot be reached|did not answer"):
-        fetch(tmp_path, serve(silent), patience=Patience(attempts=2, pause=0.0, timeout=(0.2, 0.2)))
+@pytest.mark.parametrize(("answer", "received"), [(silent, "0"), (stalling, r"\d+,\d{3}")], ids=["silent", "stalling"])
+def test_server_that_goes_silent_is_said_to_break_off(
+    tmp_path: Path, serve: Serve, answer: Callable[[Answer], None], received: str
+) -> None:
+    with pytest.raises(UserError, match=rf"127\.0\.0\.1 broke off after {received} bytes, 2 times"):
+        fetch(tmp_path, serve(answer), patience=Patience(attempts=2, pause=0.0, timeout=(2.0, 0.2)))
+
+
+def test_archive_said_to_be_encoded_as_it_is_by_itself_is_kept_as_sent(
+    tmp_path: Path, serve: Serve, expected: Dataset
+) -> None:
+    assert fetch(tmp_path, serve(said_to_be_encoded)).digest == expected.digest
+
+
+def test_handshake_that_fails_is_tried_again_and_a_certificate_nobody_trusts_is_not(
+    tmp_path: Path, serve: Serve
+) -> None:
+    plain, stranger = serve(), serve()
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    made = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=stranger"
+    subprocess.run([*made.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    stranger.encrypt(key, certificate)
+    plain.url = plain.url.replace("http://", "https://")
+    with pytest.raises(UserError) as refusal:
+        fetch(tmp_path / "cache", plain, stranger)
+    assert "(127.0.0.1 cannot be reached by TLS, 3 times; " in str(refusal.value)
+    assert "; 127.0.0.1 has no certificate that is trusted here); " in str(refusal.value)
 
 
 def test_html_page_is_refused_at_its_first_bytes(tmp_path: Path, serve: Serve) -> None:

@@ -24,6 +24,7 @@ from urllib.request import url2pathname
 import numpy as np
 import requests
 from filelock import FileLock, Timeout
+from urllib3.exceptions import HTTPError
 
 from onecycle import archive, paths
 from onecycle.archive import ArchiveError
@@ -119,14 +120,12 @@ def cifar10(
     cache.mkdir(parents=True, exist_ok=True)
     lock = FileLock(cache / "lock")
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         _say("another process is fetching CIFAR-10; waiting for it")
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         return _fetched((mirror,) if mirror else sources, cache, md5, patience)
-    finally:
-        lock.release()
 
 
 def _local(mirror: str, md5: Mapping[str, str]) -> Dataset:
@@ -212,16 +211,17 @@ def _stream(url: str, part: Path, patience: Patience, slowest: float) -> None:
                 if known_by := etag if etag.startswith('"') else response.headers.get("Last-Modified"):
                     validator.write_text(known_by, encoding="utf-8")
             _receive(url, response, part, patience.trial, slowest)
-    except requests.exceptions.SSLError:
-        raise SourceError("has no certificate that is trusted here") from None
     except requests.Timeout:
         raise _PassingError("did not answer in time") from None
-    except requests.exceptions.ChunkedEncodingError:
-        raise _PassingError(f"broke off after {_size(part):,} bytes") from None
-    except requests.ConnectionError:
-        raise _PassingError("cannot be reached") from None
+    except requests.ConnectionError as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise SourceError("has no certificate that is trusted here") from None
+        by_tls = " by TLS" if isinstance(error, requests.exceptions.SSLError) else ""
+        raise _PassingError(f"cannot be reached{by_tls}") from None
     except (requests.RequestException, ValueError) as error:  # ValueError: a malformed address or header
         raise SourceError(f"cannot be asked ({type(error).__name__})") from None
+    except HTTPError:  # urllib3's, while the archive arrives
+        raise _PassingError(f"broke off after {_size(part):,} bytes") from None
 
 
 def _check_status(response: requests.Response, validator: Path) -> None:
@@ -241,7 +241,7 @@ def _receive(url: str, response: requests.Response, part: Path, trial: float, sl
     began = time.monotonic()
     expected = done + int(response.headers.get("Content-Length", 0)) or None
     with part.open("ab") as file, _progress(_host(url), done, expected) as advance:
-        for chunk in response.iter_content(2**16):
+        for chunk in response.raw.stream(2**16, decode_content=False):  # some servers call its gzip an encoding
             if done == 0 and not chunk.startswith(b"\x1f\x8b"):
                 kind = response.headers.get("Content-Type", "something").partition(";")[0]
                 raise SourceError(f"answered with {kind}, not with a .tar.gz")
