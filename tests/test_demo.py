@@ -1,4 +1,4 @@
-"""`make demo`: a signal in the midst of it. The whole of it is what its user sees."""
+"""`make demo`: in a workspace that was changed, and ended by a signal. The whole of it is what its user sees."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ import time
 from pathlib import Path
 from signal import SIGTERM
 
-from conftest import REPO, command
+import yaml
+from conftest import REPO, command, set_params
 from ending import HANG_SECONDS
+
+from onecycle.demo import SETTINGS
+from onecycle.params import load
 
 WAITING = """
 stages:
@@ -18,6 +22,15 @@ stages:
     cmd: touch {folder}/started; while [ ! -e {folder}/go ]; do sleep 0.1; done
     deps: [params.yaml]
 """
+
+
+def test_a_workspace_with_few_images_and_none_held_out_is_no_obstacle(tmp_path: Path) -> None:
+    params = tmp_path / "params.yaml"
+    shutil.copy(REPO / "params.yaml", params)
+    set_params(tmp_path, {"data.limit": 20, "data.validation_fraction": 0.0, "batch_size": 20})
+    load(params)
+    set_params(tmp_path, {key: yaml.safe_load(str(value)) for key, value in SETTINGS.items()})
+    assert load(params).data.validation_fraction > 0  # the table shows its accuracy
 
 
 def test_dvc_is_not_killed_by_a_signal_to_the_demo_alone(tmp_path: Path) -> None:
