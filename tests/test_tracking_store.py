@@ -13,20 +13,24 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
 import mlflow
+import psutil
 import pytest
 from tracked_workspace import REPO, Workspace, finish, forget_stores, wait_for
 
+from onecycle import paths
 from onecycle.errors import UserError
 from onecycle.stage import CRASHED
 from onecycle.tracking import registry
 from onecycle.tracking.collect import STAGES
 from onecycle.tracking.database import default_uri, prepare
 from onecycle.tracking.ending import cut_short
+from onecycle.tracking.errors import StoreError
 from onecycle.tracking.execution import Execution, Process
 from onecycle.tracking.git import final_lock
 from onecycle.tracking.journal import Journal
@@ -600,6 +604,43 @@ def test_a_version_is_made_in_the_current_store_and_touches_no_other(
     assert (version.run_id, str(version.version)) == (run_id, "1")
     assert list(folder.iterdir()) == []
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == [fresh_workspace.root]
+
+
+def test_an_experiments_model_is_exported_by_its_own_code_when_dvc_has_removed_that(workspace: Workspace) -> None:
+    """As of a queued experiment; what the code says of something that is no model tells which code it was."""
+    folder = workspace.root / ".dvc/tmp/exps/tmp1"
+    shutil.copytree(REPO / "src/onecycle", folder / "src/onecycle", ignore=shutil.ignore_patterns("__pycache__"))
+    code = folder / "src/onecycle/model.py"
+    code.write_text(code.read_text(encoding="utf-8").replace("of this project", "of this experiment"), encoding="utf-8")
+    shutil.copy(workspace.root / "params.yaml", folder)
+    for path in (paths.MODEL, paths.GALLERY_IMAGES):
+        (folder / path).parent.mkdir(parents=True)
+        (folder / path).touch()
+    finish(workspace.stage("evaluate", cwd=folder, PYTHONPATH=str(folder / "src")))
+    wait_for((workspace.root / ".state/model.lock").exists)
+    shutil.rmtree(folder)
+    wait_for(lambda: not workspace.journals)
+    [row] = workspace.rows()
+    assert "is no model of this experiment" in row.tags["model.error"]
+
+
+def test_a_model_whose_export_is_killed_is_exported_another_time(workspace: Workspace) -> None:
+    """As where memory is full: nothing is known of the model then."""
+    store = connect(f"{EXPERIMENT_PREFIX}digits")
+    run_id, model = store.create("row", 1), Model("0" * 32, "model.pt", "galleries.npz")
+    with ThreadPoolExecutor() as pool:
+        recording = pool.submit(registry.record, store, run_id, model, workspace.root, evaluated=True)
+        wait_for(lambda: recording.done() or exports())
+        for process in exports():
+            process.kill()
+        with pytest.raises(StoreError, match="exporting the model was ended by signal 9"):
+            recording.result()
+    assert "model.error" not in store.client.get_run(run_id).data.tags
+
+
+def exports() -> list[psutil.Process]:
+    """The children of this process that export a model."""
+    return [child for child in psutil.Process().children() if "onecycle.tracking.export" in child.cmdline()]
 
 
 def test_credentials_reach_neither_store_nor_journal(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import mkdtemp
 
 import onecycle
 from onecycle import paths
@@ -24,7 +26,7 @@ def start(journal: Journal) -> Process:
     sender = journal.sent().sender
     if sender and sender.alive():
         return sender
-    code = str(Path(onecycle.__file__).parents[1])  # an experiment's own, which writes the journal; not the workspace's
+    code = str(_kept_code(journal))
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("DVC_")}
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "onecycle.tracking.sender", str(journal.folder)],
@@ -37,6 +39,21 @@ def start(journal: Journal) -> Process:
     )
     process.returncode = 0  # it outlives us on purpose, so there is nothing for Popen to wait for or to warn about
     return Process.of(process.pid)
+
+
+def _kept_code(journal: Journal) -> Path:
+    """The package that writes the journal, as a copy in it.
+
+    The sender outlives the command, and exports the model last. A queued experiment's code is not the workspace's, and
+    DVC has removed its folder by then.
+    """
+    code = journal.folder / "code"
+    if not code.exists():
+        new = Path(mkdtemp(prefix="code-", dir=journal.folder))
+        package = Path(onecycle.__file__).parent
+        shutil.copytree(package, new / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+        new.rename(code)
+    return code
 
 
 def wait(journal: Journal, started: Process, seconds: float) -> str | None:

@@ -15,17 +15,24 @@ from importlib import metadata
 from pathlib import Path
 
 import onecycle
-from onecycle.stage import exit_with
+from onecycle.stage import CRASHED, exit_with
+from onecycle.tracking.errors import StoreError
 from onecycle.tracking.redaction import without_secrets
 
 SECONDS = 600
 """How long it may take."""
 EXAMPLES = 2
 """Images in the input example; with one, torch.export would fix the batch size at one."""
+_VERDICTS = (2, CRASHED)
+"""Exit codes that another time, or another machine, would not change."""
 
 
 def export(model: Path, pictures: Path, target: Path) -> str | None:
-    """Write the MLflow model of `model` into the new folder `target`; returns what went wrong, if anything did."""
+    """Write the MLflow model of `model` into the new folder `target`; returns what is wrong with it, if anything is.
+
+    Raises:
+        StoreError: that is not known, since the process was killed, took too long or had no room to write.
+    """
     code = str(Path(onecycle.__file__).parents[1])
     command = [sys.executable, "-P", "-m", __name__, str(model), str(pictures), str(target)]
     environment = {**os.environ, "PYTHONPATH": code, "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -34,11 +41,15 @@ def export(model: Path, pictures: Path, target: Path) -> str | None:
             command, env=environment, capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL
         )
     except subprocess.TimeoutExpired:
-        return f"exporting took more than {SECONDS} s"
+        raise StoreError(f"exporting the model took more than {SECONDS} s") from None
     if done.returncode == 0:
         return None
-    said = done.stderr.strip().splitlines() or [f"exporting ended with {done.returncode}"]
-    return without_secrets(said[-1])[:500]
+    said = without_secrets((done.stderr.strip().splitlines() or [""])[-1])[:500]
+    if done.returncode in _VERDICTS:
+        return said
+    if done.returncode < 0:  # it said nothing of that
+        raise StoreError(f"exporting the model was ended by signal {-done.returncode}")
+    raise StoreError(f"exporting the model ended with {done.returncode}: {said}")
 
 
 def _save(model: Path, pictures: Path, target: Path) -> None:
@@ -70,10 +81,19 @@ def _save(model: Path, pictures: Path, target: Path) -> None:
     )
 
 
+def _saved(model: Path, pictures: Path, target: Path) -> int:
+    try:
+        _save(model, pictures, target)
+    except OSError as error:
+        print(error, file=sys.stderr)
+        return os.EX_TEMPFAIL
+    return 0
+
+
 def main() -> None:
     """Export the model named on the command line."""
     model, pictures, target = map(Path, sys.argv[1:])
-    exit_with(lambda: _save(model, pictures, target))
+    exit_with(lambda: _saved(model, pictures, target))
 
 
 if __name__ == "__main__":

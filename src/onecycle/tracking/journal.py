@@ -5,6 +5,7 @@ One folder an execution, in the original workspace (a temporary experiment's own
     .state/journal/<host>-<pid>-<start>/entries.jsonl     one entry a line
     .state/journal/<host>-<pid>-<start>/files/…           copies of artifacts, taken at once
     .state/journal/<host>-<pid>-<start>/sent.json         how much of it reached which store
+    .state/journal/<host>-<pid>-<start>/code/…            the package that its sender runs
 
 It is an outbox, not an archive: once the execution has ended and everything is sent, the folder goes. An entry is
 appended by one write, so that stages, and the sender that notes a killed one, need no lock. A line that a crash cut

@@ -33,7 +33,7 @@ def record(store: Store, run_id: str, model: Model, files: Path, evaluated: bool
         evaluated: the row's own evaluation is what there is to know of it, so it is the candidate.
 
     Raises:
-        StoreError: the store does not take it.
+        StoreError: the store does not take it, or it could not be exported this time.
     """
     paths.state().mkdir(exist_ok=True)
     with FileLock(paths.state() / "model.lock"):  # one export at a time, and none twice
