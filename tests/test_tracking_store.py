@@ -434,6 +434,25 @@ def test_a_row_follows_its_execution_through_a_lost_store_and_stays_deleted_when
     assert len(workspace.rows()) == 1
 
 
+def test_who_sends_a_journal_along_is_not_taken_for_its_sender(workspace: Workspace) -> None:
+    """That one was killed, as where memory is full; the next stage starts another, though this process lives on."""
+    workspace.write("dvc", FAKE_DVC)
+    dvc = workspace.python("dvc", "repro")
+    tell(dvc, one_stage("stats"))
+    journal = Journal(workspace.journals[0].parent)
+    wait_for(lambda: journal.sent().sender)
+    sender = journal.sent().sender
+    assert sender
+    os.kill(sender.pid, signal.SIGKILL)
+    wait_for(lambda: not sender.alive())
+    list(sync())
+    assert journal.sent().offset
+    tell(dvc, one_stage("train"))
+    wait_for(lambda: [row for row in workspace.rows() if row.tags.get("dvc.stages") == "stats ran, train ran"])
+    finish(dvc)
+    wait_for(lambda: not workspace.journals)
+
+
 def test_what_shows_only_at_the_end_of_a_command_is_added_then(workspace: Workspace) -> None:
     """The digest of dvc.lock, which DVC writes after a stage, and results of later stages that it left as they were."""
     workspace.write("dvc", FAKE_DVC)

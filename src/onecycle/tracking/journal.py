@@ -31,9 +31,10 @@ Entry = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sent:
-    """How far a journal's sender got, and who that is."""
+    """How much of a journal reached which store."""
 
     sender: Process | None = None
+    """That follows the journal, or did; not one that sent it along."""
     store: str = ""
     run_id: str = ""
     offset: int = 0
@@ -117,7 +118,8 @@ class Journal:
         """How far the sender got."""
         try:
             fields = json.loads((self.folder / "sent.json").read_bytes())
-            return Sent(**{**fields, "sender": Process(**fields["sender"])})
+            sender = fields["sender"]
+            return Sent(**{**fields, "sender": None if sender is None else Process(**sender)})
         except (FileNotFoundError, KeyError, TypeError, ValueError):
             return Sent()  # a power cut may leave it empty; then all is sent again
 

@@ -40,7 +40,7 @@ class Relay:
         self._known_end: tuple[str, int | None] | None = None
         self._model_recorded = False
         self._watched = False  # whether the command was seen alive, so that its end was seen, too
-        self._sent = replace(journal.sent(), sender=Process.current(), trouble=None)
+        self._sent = replace(journal.sent(), trouble=None)
         journal.acknowledge(self._sent)
 
     @property

@@ -20,6 +20,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from onecycle.tracking.errors import StoreError
+from onecycle.tracking.execution import Process
 from onecycle.tracking.journal import Journal, all_journals
 from onecycle.tracking.redaction import without_secrets
 from onecycle.tracking.relay import Relay
@@ -37,6 +38,7 @@ def follow(journal: Journal) -> bool:
     Returns:
         Whether to start anew: the store was deleted, and MLflow keeps its connection to it as long as a process lives.
     """
+    journal.acknowledge(replace(journal.sent(), sender=Process.current()))  # `send` leaves it to whoever follows
     relay = Relay(journal)
     backlog = [other for other in all_journals() if other.folder != journal.folder]
     system: SystemMetrics | None = None
