@@ -198,7 +198,7 @@ def test_two_workspaces_that_register_one_model_at_once_share_the_first_version(
 
     def record(name: str) -> None:
         monkeypatch.chdir(tmp_path / name)  # whose lock it is
-        registry.record(store, runs[name], model, tmp_path, evaluated=True)
+        registry.record(store, runs[name], model, tmp_path, evaluated=1)
         monkeypatch.chdir(tmp_path / "one")
 
     def export(file: Path, pictures: Path, target: Path) -> None:

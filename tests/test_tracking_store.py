@@ -618,11 +618,26 @@ def test_a_version_is_made_in_the_current_store_and_touches_no_other(
     monkeypatch.chdir(folder)
     store = connect(f"{EXPERIMENT_PREFIX}digits")
     run_id = store.create("row", 1)
-    registry.record(store, run_id, Model("0" * 32, "model.pt", "pictures.npz"), folder, evaluated=True)
+    registry.record(store, run_id, Model("0" * 32, "model.pt", "pictures.npz"), folder, evaluated=1)
     [version] = store.client.search_model_versions(f"name = '{store.name}'")
     assert (version.run_id, str(version.version)) == (run_id, "1")
     assert list(folder.iterdir()) == []
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == [fresh_workspace.root]
+
+
+def test_the_candidate_is_what_was_evaluated_last_in_whatever_order_rows_arrive(workspace: Workspace) -> None:
+    """The first, evaluated again, is a model that another row has made a version of before."""
+    store = connect(f"{EXPERIMENT_PREFIX}digits")
+    store.client.create_registered_model(store.name)
+    for number in (1, 2, 3):
+        source, tags = (workspace.root / str(number)).as_uri(), {registry.MD5_TAG: f"model {number}"}
+        store.client.create_model_version(store.name, source, tags=tags)
+    candidates = []
+    for number, evaluated in ((2, 20), (1, 10), (1, 40), (3, 30), (2, None), (3, 50)):
+        run_id = store.create(f"row {len(candidates)}", evaluated or 60)
+        registry.record(store, run_id, Model(f"model {number}", None, None), workspace.root, evaluated)
+        candidates.append(int(store.client.get_model_version_by_alias(store.name, registry.CANDIDATE).version))
+    assert candidates == [2, 2, 1, 1, 1, 3]
 
 
 def test_an_experiments_model_is_exported_by_its_own_code_when_dvc_has_removed_that(workspace: Workspace) -> None:
@@ -648,7 +663,7 @@ def test_a_model_whose_export_is_killed_is_exported_another_time(workspace: Work
     store = connect(f"{EXPERIMENT_PREFIX}digits")
     run_id, model = store.create("row", 1), Model("0" * 32, "model.pt", "galleries.npz")
     with ThreadPoolExecutor() as pool:
-        recording = pool.submit(registry.record, store, run_id, model, workspace.root, evaluated=True)
+        recording = pool.submit(registry.record, store, run_id, model, workspace.root, evaluated=1)
         wait_for(lambda: recording.done() or exports())
         for process in exports():
             process.kill()

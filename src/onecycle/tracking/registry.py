@@ -20,17 +20,19 @@ if TYPE_CHECKING:
 
 CANDIDATE = "candidate"
 """Alias of the version that was evaluated last."""
+EVALUATED_TAG = "model.evaluated"
+"""Of a version that was the candidate: when it was evaluated, in milliseconds since 1970."""
 MD5_TAG = "model.md5"
 VERSION_TAG = "model.version"
 """Of a row: the version it made or shares, as "onecycle-cifar10/3"."""
 
 
-def record(store: Store, run_id: str, model: Model, files: Path, evaluated: bool) -> None:
+def record(store: Store, run_id: str, model: Model, files: Path, evaluated: int | None) -> None:
     """Have a row name the version of its model; one that the store has not got is exported and registered.
 
     Args:
         files: the folder that `model`'s files are in.
-        evaluated: the row's own evaluation is what there is to know of it, so it is the candidate.
+        evaluated: when the row itself evaluated it, in milliseconds since 1970; the last one is the candidate.
 
     Raises:
         StoreError: the store does not take it, or it could not be exported this time.
@@ -47,12 +49,11 @@ def record(store: Store, run_id: str, model: Model, files: Path, evaluated: bool
                     return
                 with as_mlflows_own():
                     version = _register(store, run_id, model.md5, exported)
-    if version is None:  # a cached evaluation of a model that is not here
-        return
-    _name(store, run_id, version)
-    if evaluated:
-        with guarded():
-            store.client.set_registered_model_alias(store.name, CANDIDATE, version.version)
+        if version is None:  # a cached evaluation of a model that is not here
+            return
+        _name(store, run_id, version)
+        if evaluated is not None:
+            _propose(store.client, version, evaluated)
 
 
 def find(client: MlflowClient, name: str, md5: str) -> ModelVersion | None:
@@ -96,6 +97,16 @@ def _register(store: Store, run_id: str, md5: str, folder: Path) -> ModelVersion
             store.client.delete_model_version(store.name, made.version)
             store.client.delete_logged_model(model.model_id)
         return first
+
+
+def _propose(client: MlflowClient, version: ModelVersion, evaluated: int) -> None:
+    """Make a version the candidate, unless that was evaluated later: rows reach a store in any order."""
+    with guarded():
+        candidate = client.get_registered_model(version.name).aliases.get(CANDIDATE)
+        tags = client.get_model_version(version.name, candidate).tags if candidate else {}
+        if evaluated >= int(tags.get(EVALUATED_TAG, 0)):
+            client.set_model_version_tag(version.name, version.version, EVALUATED_TAG, str(evaluated))
+            client.set_registered_model_alias(version.name, CANDIDATE, version.version)
 
 
 def _name(store: Store, run_id: str, version: ModelVersion) -> None:

@@ -150,7 +150,8 @@ class Relay:
         if self._model_recorded or not self.summary.model:
             return
         again = "reproduces" in self.summary.tags  # an old model, which is no candidate because it was made twice
-        evaluated = self.summary.stages.get("evaluate") == "ran" and not again
+        own = self.summary.stages.get("evaluate") == "ran" and not again
+        evaluated = self.summary.evaluated if own else None
         try:
             store = self._store or self._connected()
             self.push()  # all of it again, when the store is another than the rest went to

@@ -56,10 +56,10 @@ def follow(journal: Journal) -> bool:
         if now >= retry_at or finished:
             try:
                 relay.push()
+                if backlog:
+                    send(backlog.pop(0))
                 if finished:
                     relay.push_model()
-                if backlog:
-                    send(backlog.pop())
             except StoreError:
                 retry_at = time.monotonic() + RETRY_SECONDS  # from when it failed, which may have taken long
         if finished:

@@ -45,6 +45,8 @@ class Summary:
     seconds: dict[str, float] = field(default_factory=dict)
     """Stage → how long it had the row open; only for those that closed it."""
     model: Model | None = None
+    evaluated: int = 0
+    """When its evaluation ended."""
     running: tuple[str, Process] | None = None
     """The stage that has opened the row and not closed it."""
     opened: int = 0
@@ -93,7 +95,7 @@ class Summary:
             case "tags":
                 self.tags.update(entry["values"])
             case "model":
-                self.model = Model(**entry["model"])
+                self.model, self.evaluated = Model(**entry["model"]), entry["at"]
             case "cached":
                 self.stages[stage] = "cached"
             case "undone":
