@@ -353,6 +353,30 @@ def test_a_journal_that_is_none_keeps_no_other_from_the_store(workspace: Workspa
     assert [file.parent.name for file in workspace.journals] == ["none"]
 
 
+def test_a_journal_that_lacks_a_file_keeps_no_younger_one_from_the_store(workspace: Workspace) -> None:
+    workspace.write("results/stats/stats.json", {"mean": {"red": 0.5}})
+    finish(workspace.stage("stats", **JOURNAL))
+    [older] = workspace.journals
+    [copy] = older.parent.glob("files/*/stats.json")
+    copy.unlink()
+    finish(workspace.stage("train", **JOURNAL))
+    with pytest.raises(UserError, match=r"stats\.json"):
+        list(sync())
+    assert "train ran" in [row.tags.get("dvc.stages") for row in workspace.rows()]
+    assert workspace.journals == [older]
+
+
+def test_a_damaged_journal_ends_no_sender_that_takes_it_along(workspace: Workspace) -> None:
+    damaged = Journal(workspace.root / ".state/journal/damaged")
+    damaged.append("open", stage="train")
+    stage = workspace.stage("train", "sys.stdin.readline()")
+    wait_for(lambda: damaged.sent().trouble)
+    assert damaged.sent().trouble == "KeyError: 'row'"
+    finish(stage)
+    wait_for(lambda: workspace.journals == [damaged.file])
+    assert [row.status for row in workspace.rows()] == ["FINISHED"]
+
+
 UNTIL_TOLD = """
 from onecycle.tracking.journal import all_journals
 for epoch in range(1, 121):
@@ -489,6 +513,25 @@ def test_a_row_that_is_sent_late_gets_no_other_run_s_dvc_lock(workspace: Workspa
     assert [row.metrics["stats/mean_red"] for row in (first, second)] == [[(0, 0.1)], [(0, 0.2)]]
     assert "dvc.lock" not in first.tags and not (first.artifacts / "source/dvc.lock").exists()
     assert second.tags["dvc.lock"] == hashlib.sha256((workspace.root / "dvc.lock").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("edited", "text", "has_lock"),
+    [("dvc.lock", "<<<<<<< HEAD\nstages: {}\n", False), ("dvc.yaml", "stages:\n  train:\n", True)],
+)
+def test_what_a_person_edits_when_a_command_ends_costs_the_row_no_more_than_that(
+    workspace: Workspace, edited: str, text: str, has_lock: bool
+) -> None:
+    workspace.write("dvc", FAKE_DVC)
+    dvc = workspace.python("dvc", "repro")
+    tell(dvc, one_stage("stats"))
+    workspace.write("dvc.lock", {"stages": {"stats": {}}})
+    workspace.write(edited, text)
+    finish(dvc)
+    wait_for(lambda: not workspace.journals)
+    [row] = workspace.rows()
+    assert (row.status, row.tags["dvc.stages"]) == ("FINISHED", "stats ran")
+    assert ("dvc.lock" in row.tags) == has_lock
 
 
 @pytest.mark.parametrize(

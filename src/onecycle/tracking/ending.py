@@ -64,7 +64,7 @@ def temporary(workspace: Path) -> bool:
 
 
 def _graph(folder: Path) -> Lock:
-    """The stages in a folder's dvc.yaml; none where that is not there (any more)."""
-    with suppress(FileNotFoundError):
+    """The stages in a folder's dvc.yaml; none where that is not there (any more), or half edited."""
+    with suppress(FileNotFoundError, ValueError):
         return parse_graph((folder / paths.DVC_YAML).read_bytes())
     return {}

@@ -31,8 +31,10 @@ def parse_lock(content: bytes) -> Lock:
 
 
 def parse_graph(content: bytes) -> Lock:
-    """dvc.yaml's stages, in the pipeline's order. Raises `ValueError` for what is no YAML."""
-    stages: Lock = yaml_values.load(content).get("stages", {})
+    """dvc.yaml's stages, in the pipeline's order. Raises `ValueError` for what is none."""
+    stages = yaml_values.load(content).get("stages", {})
+    if not (isinstance(stages, dict) and all(isinstance(stage, dict) for stage in stages.values())):
+        raise ValueError("holds no stages as DVC reads them")
     return stages
 
 

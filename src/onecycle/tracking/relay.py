@@ -20,6 +20,7 @@ from onecycle.tracking.ending import cut_short, left_by, left_undone, temporary
 from onecycle.tracking.errors import DeletedRowError, StoreError
 from onecycle.tracking.execution import Process
 from onecycle.tracking.filling import fill_in
+from onecycle.tracking.freshness import parse_lock
 from onecycle.tracking.git import final_lock
 from onecycle.tracking.journal import Entry, Journal
 from onecycle.tracking.store import EXPERIMENT_PREFIX, Store, connect
@@ -96,7 +97,11 @@ class Relay:
         if not execution or not execution.command or summary.status != "FINISHED" or source.LOCK_TAG in summary.tags:
             return True
         workspace = Path(summary.workspace)
-        lock = final_lock(workspace, execution.experiment, execution.baseline)
+        try:
+            lock = final_lock(workspace, execution.experiment, execution.baseline)
+            parse_lock(lock.encode())
+        except ValueError:  # half edited, or with the marks of a conflict: it tells nothing
+            return True
         gone = execution.experiment and not workspace.exists()
         seen = self._watched or gone  # else others may have been at work there since
         ours = seen or temporary(workspace)
@@ -107,7 +112,7 @@ class Relay:
         if patient and (cut is None or (temporary(workspace) and not lock)):  # half removed, it may hold nothing
             return False
         if lock:
-            with suppress(FileNotFoundError):  # the next command is at work there already
+            with suppress(FileNotFoundError, ValueError):  # the next command is at work there already
                 later = [stage for stage in STAGES if stage not in summary.stages]
                 fill_in(self.journal, later, summary.params, workspace)
             file = self.journal.keep_content(source.LOCK.name, lock.encode())

@@ -42,7 +42,7 @@ def follow(journal: Journal) -> bool:
     relay = Relay(journal)
     backlog = [other for other in all_journals() if other.folder != journal.folder]
     system: SystemMetrics | None = None
-    retry_at, finish_by = 0.0, float("inf")
+    retry_at, along_at, finish_by = 0.0, 0.0, float("inf")
     while not relay.store_is_lost():
         relay.read()
         now = time.monotonic()
@@ -56,8 +56,8 @@ def follow(journal: Journal) -> bool:
         if now >= retry_at or finished:
             try:
                 relay.push()
-                if backlog:
-                    send(backlog.pop(0))
+                if backlog and now >= along_at:
+                    along_at = _sent_along(backlog.pop(0))
                 if finished:
                     relay.push_model()
             except StoreError:
@@ -70,24 +70,50 @@ def follow(journal: Journal) -> bool:
     return True
 
 
+def _sent_along(journal: Journal) -> float:
+    """Send another execution's journal; returns when the next may follow, which is later when this one could not go.
+
+    What was in the way is noted in the journal.
+    """
+    try:
+        send(journal)
+    except StoreError:
+        return time.monotonic() + RETRY_SECONDS
+    return 0.0
+
+
 def send(journal: Journal, wait: float = 0) -> None:
     """Send what there is of a journal now, unless another sender has it for longer than `wait` seconds.
 
     Raises:
-        StoreError: the journal stays.
+        StoreError: the journal stays, since the store does not take it or it is damaged.
     """
     with _held(journal, wait) as held:
         if not held:
             return
-        relay = Relay(journal)
-        relay.read()
-        if relay.over:
-            relay.finish()
-        relay.push()
-        if relay.over:
-            relay.push_model()
-        if relay.done:
-            journal.remove()
+        try:
+            _send(Relay(journal))
+        except (KeyError, OSError, TypeError, ValueError) as error:
+            raise StoreError(f"{journal.folder} cannot be sent: {_noted(journal, error)}") from error
+
+
+def _send(relay: Relay) -> None:
+    relay.read()
+    if relay.over:
+        relay.finish()
+    relay.push()
+    if relay.over:
+        relay.push_model()
+    if relay.done:
+        relay.journal.remove()
+
+
+def _noted(journal: Journal, error: Exception) -> str:
+    """Note a fault of ours in the journal, where a stage that waits for the store sees it; returns it in words."""
+    fault = without_secrets(f"{type(error).__name__}: {error}")
+    with suppress(OSError):  # the disk may be what is full; a stage also sees that nobody sends any more
+        journal.acknowledge(replace(journal.sent(), trouble=fault))
+    return fault
 
 
 @contextmanager
@@ -113,9 +139,7 @@ def main() -> None:
             try:
                 again = follow(journal)
             except Exception as error:
-                crash = f"{type(error).__name__}: {error}"
-                with suppress(OSError):  # the disk may be what is full; a stage also sees that nobody sends any more
-                    journal.acknowledge(replace(journal.sent(), trouble=without_secrets(crash)))
+                _noted(journal, error)
                 raise
     if again:
         os.execv(sys.executable, sys.orig_argv)

@@ -8,6 +8,7 @@ from onecycle.errors import UserError
 from onecycle.tracking.errors import StoreError
 from onecycle.tracking.journal import Journal, all_journals
 from onecycle.tracking.sender import send
+from onecycle.tracking.store import EXPERIMENT_PREFIX, connect
 from onecycle.tracking.summary import Summary
 
 PATIENCE_SECONDS = 300.0
@@ -21,23 +22,35 @@ def sync() -> Iterator[str]:
         UserError: the store does not take one of them, after the others; it stays in the journal.
     """
     journals = all_journals()
-    failed: dict[str | None, str] = {}
+    troubles: list[str] = []
+    away: set[str] = set()
     for journal in journals:
         if _looked_after(journal):
             yield f"{journal.folder.name}: still running, sent as it goes"
             continue
         experiment = Summary.of(journal).params.get("data.dataset")
-        if experiment not in failed:  # a store that is away is waited for once, and one that is deleted stops no other
+        if experiment not in away:  # a store that is away is waited for once, and one that is deleted stops no other
             try:
                 send(journal, wait=PATIENCE_SECONDS)
             except StoreError as error:
-                failed[experiment] = str(error)
+                troubles.append(str(error))
+                if experiment and not _there(experiment):  # else it is this journal that cannot go
+                    away.add(experiment)
         yield f"{journal.folder.name}: {'not sent yet' if journal.unsent() else 'sent'}"
-    if failed:
-        trouble = "; ".join(dict.fromkeys(failed.values()))
+    if troubles:
+        trouble = "; ".join(dict.fromkeys(troubles))
         raise UserError(f"{trouble}; nothing is lost, run `onecycle sync` again when the store is back")
     if not journals:
         yield "nothing to send"
+
+
+def _there(dataset: str) -> bool:
+    """Whether the store can be opened for rows of a data set."""
+    try:
+        connect(EXPERIMENT_PREFIX + dataset)
+    except StoreError:
+        return False
+    return True
 
 
 def _looked_after(journal: Journal) -> bool:
