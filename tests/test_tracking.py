@@ -24,7 +24,7 @@ from onecycle.tracking.collect import collect
 from onecycle.tracking.describe import description
 from onecycle.tracking.execution import Execution, Process, dvc_arguments
 from onecycle.tracking.freshness import fresh
-from onecycle.tracking.journal import Journal, Sent
+from onecycle.tracking.journal import Journal, Sent, all_journals, root, sweep
 from onecycle.tracking.redaction import without_secrets
 from onecycle.tracking.summary import Summary
 from onecycle.tracking.yaml_values import same, spelled
@@ -153,6 +153,56 @@ for i in range(300): Journal(Path({str(tmp_path)!r})).append("metrics", stage="x
     assert [writer.wait() for writer in writers] == [0, 0, 0]
     steps = [entry["step"] for entry, _ in Journal(tmp_path).entries()]
     assert sorted(steps) == sorted(list(range(300)) * 3)
+
+
+def test_journals_can_be_read_while_others_are_removed(workspace: Workspace) -> None:
+    """As by the sender of one execution while another's looks for what there is to send."""
+    code = """
+from onecycle.tracking.journal import Journal, root
+while True:
+    journal = Journal(root() / "brief")
+    journal.append("open", stage="train")
+    journal.remove()
+"""
+    kept = Journal(root() / "kept")
+    kept.append("tags", stage="train", values={})
+    workspace.python("-c", code)
+    wait_for((root() / "brief").exists)
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline:
+        found = all_journals()
+        assert kept.folder in [journal.folder for journal in found]
+        assert all(journal.unsent() >= 0 and len(list(journal.entries())) <= 1 for journal in found)
+
+
+REMOVAL_CUT_SHORT = """
+import os, signal, sys
+from onecycle.tracking.journal import Journal, root
+
+def at(event, arguments):
+    if event in ("os.remove", "os.rmdir"):
+        removed.append(event)
+        if len(removed) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+removed = []
+sys.addaudithook(at)
+Journal(root() / "one").remove()
+"""
+
+
+def test_a_journal_whose_removal_was_killed_is_none_any_more_and_goes_later(workspace: Workspace) -> None:
+    """Half of one would be sent again, and lack files."""
+    journal = Journal(root() / "one")
+    journal.append("artifact", stage="", file=journal.keep(paths.PARAMS), folder="")
+    journal.acknowledge(Sent())
+    finish(workspace.python("-c", REMOVAL_CUT_SHORT), -signal.SIGKILL)
+    assert all_journals() == []
+    sweep()
+    assert journal.folder.exists()  # for all that is known, it has just been begun
+    os.utime(journal.folder, (0, 0))
+    sweep()
+    assert not journal.folder.exists()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"sender": null}', '{"sender": {"host": "x"}}'])

@@ -19,6 +19,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -94,9 +95,11 @@ class Journal:
 
     def entries(self, start: int = 0) -> Iterator[tuple[Entry, int]]:
         """Entries from byte `start` on, each with the byte at which it ends; a line still being written is left out."""
-        if not self.file.exists():
+        try:
+            stream = self.file.open("rb")
+        except FileNotFoundError:
             return
-        with self.file.open("rb") as stream:
+        with stream:
             stream.seek(start)
             for line in stream:
                 if not line.endswith(b"\n"):
@@ -125,7 +128,11 @@ class Journal:
 
     def unsent(self) -> int:
         """Bytes that did not reach the store; 0 also when all is sent and the journal gone."""
-        return self.size() - self.sent().offset if self.file.exists() else 0
+        reached = self.sent().offset  # first, since the entries are what is removed first
+        try:
+            return self.size() - reached
+        except FileNotFoundError:
+            return 0
 
     def acknowledge(self, sent: Sent) -> None:
         """Note how far the sender got."""
@@ -134,8 +141,12 @@ class Journal:
         new.replace(self.folder / "sent.json")
 
     def remove(self) -> None:
-        """Forget it: everything in it is in a store."""
-        shutil.rmtree(self.folder)
+        """Forget it: everything in it is in a store.
+
+        The entries go first, so that what a kill leaves is no journal; `sweep` removes that.
+        """
+        self.file.unlink()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def root() -> Path:
@@ -145,8 +156,20 @@ def root() -> Path:
 
 def all_journals() -> list[Journal]:
     """The journals that still hold something to send, oldest first."""
-    files = sorted(root().glob("*/entries.jsonl"), key=lambda file: file.stat().st_mtime)
-    return [Journal(file.parent) for file in files]
+    written: list[tuple[float, Path]] = []
+    for file in root().glob("*/entries.jsonl"):
+        with suppress(FileNotFoundError):  # sent and removed just now
+            written.append((file.stat().st_mtime, file.parent))
+    return [Journal(folder) for _, folder in sorted(written)]
+
+
+def sweep() -> None:
+    """Remove what kills have left of journals that were being removed."""
+    for folder in root().glob("*/"):
+        with suppress(FileNotFoundError):
+            just_begun = time.time() - folder.stat().st_mtime < 60
+            if not (just_begun or (folder / "entries.jsonl").exists()):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _parsed(line: bytes) -> Entry | None:

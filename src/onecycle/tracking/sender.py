@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from onecycle.tracking.errors import StoreError
 from onecycle.tracking.execution import Process
-from onecycle.tracking.journal import Journal, all_journals
+from onecycle.tracking.journal import Journal, all_journals, sweep
 from onecycle.tracking.redaction import without_secrets
 from onecycle.tracking.relay import Relay
 from onecycle.tracking.system import SystemMetrics
@@ -40,6 +40,7 @@ def follow(journal: Journal) -> bool:
     """
     journal.acknowledge(replace(journal.sent(), sender=Process.current()))  # `send` leaves it to whoever follows
     relay = Relay(journal)
+    sweep()
     backlog = [other for other in all_journals() if other.folder != journal.folder]
     system: SystemMetrics | None = None
     retry_at, along_at, finish_by = 0.0, 0.0, float("inf")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from onecycle.errors import UserError
 from onecycle.tracking.errors import StoreError
-from onecycle.tracking.journal import Journal, all_journals
+from onecycle.tracking.journal import Journal, all_journals, sweep
 from onecycle.tracking.sender import send
 from onecycle.tracking.store import EXPERIMENT_PREFIX, connect
 from onecycle.tracking.summary import Summary
@@ -21,6 +21,7 @@ def sync() -> Iterator[str]:
     Raises:
         UserError: the store does not take one of them, after the others; it stays in the journal.
     """
+    sweep()
     journals = all_journals()
     troubles: list[str] = []
     away: set[str] = set()
