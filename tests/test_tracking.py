@@ -24,8 +24,9 @@ from onecycle.tracking.collect import collect
 from onecycle.tracking.describe import description
 from onecycle.tracking.execution import Execution, Process, dvc_arguments
 from onecycle.tracking.freshness import fresh
-from onecycle.tracking.journal import Journal, Sent, all_journals, root, sweep
+from onecycle.tracking.journal import Entry, Journal, Sent, all_journals, root, sweep
 from onecycle.tracking.redaction import without_secrets
+from onecycle.tracking.relay import Relay
 from onecycle.tracking.summary import Summary
 from onecycle.tracking.yaml_values import same, spelled
 
@@ -573,6 +574,32 @@ def test_the_summary_of_entries_added_twice_is_the_same(workspace: Workspace, pa
         row.metrics({"train/loss": 1.0}, step=1)
     entries = workspace.entries()
     assert Summary().add(entries) == Summary().add(entries).add(entries[2:])
+
+
+def test_a_stage_that_closes_its_row_while_that_is_read_was_not_killed(workspace: Workspace) -> None:
+    class Held(Journal):
+        """Whose reader is held up at the end of the file until the stage has ended."""
+
+        def entries(self, start: int = 0) -> Iterator[tuple[Entry, int]]:
+            yield from super().entries(start)
+            if stage.returncode is None:
+                finish(stage)
+
+    stage = workspace.stage("train", "sys.stdin.readline()", ONECYCLE_TRACKING="journal")
+    wait_for(lambda: workspace.journals)
+    relay = Relay(Held(workspace.journals[0].parent))
+    relay.read()
+    assert relay.summary.status == "FINISHED"
+    assert [entry["status"] for entry in workspace.entries() if entry["event"] == "close"] == ["FINISHED"]
+
+
+def test_the_late_note_that_a_stage_was_killed_ends_no_other(workspace: Workspace, params: Params) -> None:
+    with join("stats", params):
+        began = workspace.entries()
+    with join("train", params):
+        opened = next(entry for entry in reversed(workspace.entries()) if entry["event"] == "open")
+    summary = Summary().add([*began, opened, {"event": "close", "stage": "stats", "status": "KILLED", "at": 0}])
+    assert (summary.status, summary.stages) == ("RUNNING", {"stats": "killed", "train": "running"})
 
 
 @pytest.mark.parametrize(

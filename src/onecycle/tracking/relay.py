@@ -69,13 +69,22 @@ class Relay:
 
     def read(self) -> None:
         """Take in what was appended, and note it when the stage that has the row open was killed."""
+        self._take_in()
+        if self._killed():
+            self._take_in()  # what it may have appended between the reading and its end
+        if self.summary.running and self._killed():
+            self.journal.append("close", stage=self.summary.running[0], status="KILLED", durable=True)
+            self._take_in()
+        self._watched = self._watched or not self.over
+
+    def _take_in(self) -> None:
         for entry, end in self.journal.entries(self._read):
             self.summary.add([entry])
             self._read = end
-        if self.summary.running and not self._alive(self.summary.running[1]):
-            self.journal.append("close", stage=self.summary.running[0], status="KILLED", durable=True)
-            self.read()
-        self._watched = self._watched or not self.over
+
+    def _killed(self) -> bool:
+        """Whether the stage that has the row open, for all that was read, has ended."""
+        return self.summary.running is not None and not self._alive(self.summary.running[1])
 
     def note(self, system: SystemMetrics) -> None:
         """While a stage runs, add how busy the machine is, by seconds since the row began."""

@@ -103,8 +103,9 @@ class Summary:
             case "told":
                 self.told = True
             case "close":
-                self.running, self.ended = None, entry["at"]
-                self.seconds[stage] = (entry["at"] - self.opened) / 1000
+                if self.running is None or self.running[0] == stage:  # else noted when another had begun already
+                    self.running, self.ended = None, entry["at"]
+                    self.seconds[stage] = (entry["at"] - self.opened) / 1000
                 self.stages[stage] = "ran" if entry["status"] == "FINISHED" else entry["status"].lower()
 
 
