@@ -144,6 +144,21 @@ def test_a_line_cut_short_is_left_out_and_harms_no_other(tmp_path: Path) -> None
     assert [entry["values"]["a"] for entry, _ in journal.entries(entries[0][1])] == ["2"]
 
 
+def test_a_line_that_the_disk_has_no_room_for_is_told(tmp_path: Path) -> None:
+    """Half of it fits, which `write` takes for a success."""
+    code = f"""
+import resource
+from pathlib import Path
+from onecycle.tracking.journal import Journal
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+try: Journal(Path({str(tmp_path)!r})).append("close", durable=True, stage="x" * 200, status="FINISHED")
+except OSError as error: print(error)
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said == f"[Errno 28] No space left on device: '{tmp_path / 'entries.jsonl'}'\n"
+    assert (tmp_path / "entries.jsonl").stat().st_size == 100 and not list(Journal(tmp_path).entries())
+
+
 def test_writers_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path

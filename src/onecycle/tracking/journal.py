@@ -14,6 +14,7 @@ short ends where the next entry begins and is left out.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -64,7 +65,9 @@ class Journal:
         try:
             size = os.fstat(handle).st_size
             cut_short = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
-            os.write(handle, (b"\n" if cut_short else b"") + line.encode())
+            content = (b"\n" if cut_short else b"") + line.encode()
+            if os.write(handle, content) < len(content):  # the disk had room for a part
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.file))
             if durable:
                 os.fsync(handle)
         finally:
