@@ -477,6 +477,20 @@ def test_who_sends_a_journal_along_is_not_taken_for_its_sender(workspace: Worksp
     wait_for(lambda: not workspace.journals)
 
 
+def test_what_cannot_be_read_keeps_nothing_else_from_the_row(workspace: Workspace) -> None:
+    """The commit's params.yaml is broken, and dvc.lock holds the marks of a merge."""
+    good = (workspace.root / "params.yaml").read_text(encoding="utf-8")
+    workspace.write("params.yaml", "seed: [\n")
+    for command in (["init", "-q"], ["add", "params.yaml"], ["commit", "-qm", "broken"]):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *command], check=True)
+    workspace.write("params.yaml", good)
+    workspace.write("dvc.lock", "<<<<<<< HEAD\nstages: {}\n=======\n")
+    assert "tracking: train's row is incomplete: dvc.lock: cannot be read as YAML" in finish(workspace.stage("train"))
+    wait_for(lambda: [row for row in workspace.rows() if row.status == "FINISHED"])
+    [row] = workspace.rows()
+    assert row.tags["git.commit"] and row.tags["git.dirty"] == "true" and "params.changed" not in row.tags
+
+
 def test_what_shows_only_at_the_end_of_a_command_is_added_then(workspace: Workspace) -> None:
     """The digest of dvc.lock, which DVC writes after a stage, and results of later stages that it left as they were."""
     workspace.write("dvc", FAKE_DVC)

@@ -85,8 +85,14 @@ def _branch(commit: str) -> str:
 
 
 def overrides(params: Mapping[str, str], commit: str = "HEAD") -> str:
-    """The params that differ from a commit's, as `dvc exp run` takes them: "-S epochs=2 -S model.width=8"."""
-    committed = yaml_values.flat(yaml_values.load(git("show", f"{commit}:./{paths.PARAMS.as_posix()}")))
+    """The params that differ from a commit's, as `dvc exp run` takes them: "-S epochs=2 -S model.width=8".
+
+    Empty where the commit's are no YAML: DVC could change nothing in them.
+    """
+    try:
+        committed = yaml_values.flat(yaml_values.load(git("show", f"{commit}:./{paths.PARAMS.as_posix()}")))
+    except ValueError:
+        return ""
     return " ".join(
         f"-S {name}={value}"
         for name, value in params.items()

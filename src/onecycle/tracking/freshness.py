@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onecycle import paths
+from onecycle.errors import UserError
 from onecycle.tracking import yaml_values
 
 _SMALL = 1_000_000
@@ -17,9 +18,12 @@ Lock = Mapping[str, Mapping[str, Any]]
 
 
 def read_lock(root: Path = Path()) -> Lock:
-    """dvc.lock: stage → what it read and wrote; empty when there is none."""
+    """dvc.lock: stage → what it read and wrote; empty when there is none. Raises `UserError` for what is none."""
     file = root / paths.DVC_LOCK
-    return parse_lock(file.read_bytes()) if file.exists() else {}
+    try:
+        return parse_lock(file.read_bytes()) if file.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{file.name}: {error}") from None
 
 
 def parse_lock(content: bytes) -> Lock:

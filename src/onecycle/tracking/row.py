@@ -84,11 +84,13 @@ class Row:
                 workspace=str(Path.cwd()),
             )
             if not so_far.row:
-                self._made_from(context.tags(current, values))
+                with self._unfailing():  # each on its own: what one cannot read keeps no other from the row
+                    self._made_from(context.tags(current, values))
             if changed:  # edited while the command ran: MLflow keeps the first value of a param for good
                 self.tags({f"params.changed_at_{self._stage}": ", ".join(f"{name}={values[name]}" for name in changed)})
             earlier = STAGES[: STAGES.index(self._stage)] if self._stage in STAGES else ()
-            fill_in(self._journal, [stage for stage in earlier if stage not in so_far.stages], values)
+            with self._unfailing():
+                fill_in(self._journal, [stage for stage in earlier if stage not in so_far.stages], values)
             if send:
                 self._sender = delivery.start(self._journal)
 
