@@ -36,6 +36,10 @@ HISTORY = """epoch,learning_rate,momentum,train_loss,train_accuracy,validation_l
 """
 
 
+MINIFIED = "".join(f'{{"u":"http://host{i}:80/a?n={i}"}},' for i in range(30_000)) + '"' + "me" * 1000 + '@example.com"'
+"""A line of a million signs with addresses and nothing secret; to look from each to its end would take a minute."""
+
+
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
     """An empty workspace, in which the test also runs, that keeps to the journal."""
@@ -249,10 +253,16 @@ def test_a_kept_file_does_not_change_with_the_original(tmp_path: Path) -> None:
             "git+ssh://git@example.com/x and https://token@example.com/x",
             "git+ssh://git@example.com/x and https://example.com/x",
         ),
+        ("say sesame-open or sesame", "say $LONG_TOKEN or $A_TOKEN"),
+        ("postgresql://db/x?user=me&password=a@b&sslmode=on", "postgresql://db/x?user=me&password=&sslmode=on"),
+        ("postgresql://me:a?key=b@db/x", "postgresql://db/x"),
+        ('f("https://db/x?sig=a%2Bb", n=1)', 'f("https://db/x?sig=", n=1)'),
+        (MINIFIED, MINIFIED),
     ],
 )
 def test_secrets_are_taken_out(text: str, clean: str) -> None:
     environment = {"MY_TOKEN": "hunter22", "PASSWORD": "", "HOME": "/home/me", "KEY": "2"}
+    environment |= {"A_TOKEN": "sesame", "LONG_TOKEN": "sesame-open"}
     environment |= {"TOKENIZERS_PARALLELISM": "train", "GIT_AUTHOR_NAME": "somebody", "DISABLE_IMPLICIT_TOKEN": "false"}
     assert without_secrets(text, environment) == clean
 

@@ -173,7 +173,7 @@ print(connect("onecycle-digits").identity)
         creator.stdin.write("go\n")
         creator.stdin.flush()
     identities = {creator.communicate(timeout=120)[0] for creator in creators}
-    assert len(identities) == 1 and "mlflow.db#1@" in identities.pop()
+    assert len(identities) == 1 and re.fullmatch(r"[0-9a-f]{16}#1@\d+\n", identities.pop())  # the address is in no file
     assert not list(fresh_workspace.root.glob("*.tmp*"))
 
 

@@ -5,6 +5,7 @@ By default that is the workspace's own database (`database`); `MLFLOW_TRACKING_U
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,7 +51,8 @@ class Store:
         """Of the experiment, and of the registered model that its rows make versions of."""
         self._file = sqlite_file(uri)
         self._inode = self._file.stat().st_ino if self._file else None
-        self.identity = f"{without_secrets(uri)}#{self.experiment_id}@{experiment.creation_time}"
+        address = hashlib.sha256(without_secrets(uri).encode()).hexdigest()[:16]  # it goes into a file
+        self.identity = f"{address}#{self.experiment_id}@{experiment.creation_time}"
         """Differs from that of any other store, also of one created anew in the same place."""
 
     @property
