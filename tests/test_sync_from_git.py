@@ -127,6 +127,26 @@ def test_only_what_dvc_lock_records_comes_back(bare: Path) -> None:
     assert "evaluate/metrics.json" not in files and "evaluate/confusion.csv" in files
 
 
+def test_files_that_are_partial_or_older_cost_at_most_their_own_row(bare: Path) -> None:
+    """A pull that was interrupted has brought one file of the data set; another run's curve has no iterations."""
+    old = bare / "results/reference/old/seed-0"
+    (old / "lr_range").mkdir(parents=True)
+    (old / "lr_range/curve.csv").write_text("rate,loss\n0.1,2.3\n", encoding="utf-8")
+    shutil.copy(bare / paths.PARAMS, old)
+    command(bare, "git", "add", "-A")
+    command(bare, "git", "commit", "-qm", "an old run")
+    cache = bare / ".dvc/cache/files/md5"
+    [arrays] = [out["md5"] for out in read_lock(bare)["download"]["outs"]]
+    for file in json.loads((cache / arrays[:2] / arrays[2:]).read_bytes()):
+        if file["relpath"] == "train_labels.npy":
+            (cache / file["md5"][:2] / file["md5"][2:]).unlink()
+            (bare / paths.DATASET / file["relpath"]).unlink()
+    assert sync(bare)[-2:] == ["old/seed-0: its results lack 'iteration', so no row", "workspace: added"]
+    [row] = rows(bare)
+    assert "test_images" in row.inputs.dataset_inputs[0].dataset.profile
+    assert "train_images" not in row.inputs.dataset_inputs[0].dataset.profile
+
+
 def test_a_row_that_the_pipeline_made_is_not_made_again(bare: Path) -> None:
     """Not for the experiment that the workspace was taken from either, and not after a person deleted it."""
     experiment(bare, "odd-name", 0.25)

@@ -57,8 +57,10 @@ def rebuild() -> Iterator[str]:
             yield f"{past.place.name}: {_add(past, cache)}"
         except StoreError as error:
             raise UserError(f"{error}; run `onecycle sync --from-git` again when the store is back") from None
-        except ValueError as error:  # what it holds is not what DVC or a person would have written
+        except (ValueError, OSError) as error:  # what it holds is not what DVC or a person would have written
             yield f"{past.place.name}: {error}, so no row"
+        except KeyError as error:  # of a time when files held other things
+            yield f"{past.place.name}: its results lack {error}, so no row"
 
 
 def _add(past: Past, cache: Path) -> str:
