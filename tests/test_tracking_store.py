@@ -314,6 +314,7 @@ def test_a_second_signal_while_the_row_is_closed_does_not_leave_it_open(
         ("garbage", "mlflow.db: file is not a database"),
         ("torn", "mlflow.db: database disk image is malformed"),
         ("newer", "mlflow.db is of a newer MLflow than .* name another store"),
+        ("unfinished", "mlflow.db is half made .* move it away"),
         ("older", "mlflow.db is of an older MLflow.*`mlflow db upgrade sqlite:///mlflow.db`"),
     ],
 )
@@ -330,6 +331,9 @@ def test_a_database_that_is_no_use_is_told_and_left_alone(workspace: Workspace, 
             database.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
         case "newer":
             set_version(database, NEWER)
+        case "unfinished":
+            with closing(sqlite3.connect(database)) as store, store:
+                store.execute("DELETE FROM alembic_version")
         case "older":  # MLflow would migrate it as soon as a table is missing, whoever else is at it
             set_version(database, "0584bdc529eb")
             with closing(sqlite3.connect(database)) as store, store:

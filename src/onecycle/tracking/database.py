@@ -57,8 +57,11 @@ def prepare(file: Path) -> None:
             _create(file)
     with opened(file, seconds=20) as connection:
         if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchone():
-            [(found,)] = connection.execute("SELECT version_num FROM alembic_version")
-            _check_version(file, found)
+            found = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+            if found is None:
+                advice = "unless a server is still at it, move it away, and the next command makes another"
+                raise StoreError(f"{file.name} is half made and holds no version; {advice}")
+            _check_version(file, found[0])
 
 
 def _creation_lock(file: Path) -> Path:
