@@ -655,6 +655,12 @@ def test_a_moved_workspace_is_noticed_and_mended(
         list(sync())
     assert workspace.journals
 
+    left = tmp_path / "ä b#c%20d?e" / "mlartifacts"  # not moved along
+    left.parent.mkdir()
+    (workspace.root / "mlartifacts").rename(left)
+    with pytest.raises(UserError, match=r"files of runs are in .*c%20d\?e/mlartifacts and not in .*; copy them there"):
+        relocate()
+    left.rename(workspace.root / "mlartifacts")
     assert relocate() == 2
     assert relocate() == 0
     list(sync())
@@ -662,6 +668,22 @@ def test_a_moved_workspace_is_noticed_and_mended(
     assert len(rows) == 2
     assert (rows[0].artifacts / "stats/samples.png").read_bytes() == b"picture"
     assert all(row.artifacts.is_relative_to(workspace.root) for row in rows)
+
+
+def test_a_workspace_that_borrows_a_database_leaves_its_owner_no_artifacts_elsewhere(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be the first there with a data set."""
+    owner = Workspace(tmp_path / "owner")
+    shutil.copy(workspace.root / "mlflow.db", owner.root)
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{owner.root / 'mlflow.db'}")
+        connect(f"{EXPERIMENT_PREFIX}digits")
+    monkeypatch.chdir(owner.root)
+    forget_stores()
+    store = connect(f"{EXPERIMENT_PREFIX}digits")
+    found = store.client.get_experiment(store.experiment_id)
+    assert found.artifact_location == (owner.root / "mlartifacts").as_uri()
 
 
 def test_a_version_is_made_in_the_current_store_and_touches_no_other(

@@ -30,9 +30,11 @@ def _address(file: Path) -> str:
     return f"sqlite:///{quote(os.path.relpath(file))}"
 
 
-def artifact_root() -> str:
-    """Where artifacts are kept: `mlartifacts/` in the original workspace, as an absolute address."""
-    return (paths.original_root() / "mlartifacts").as_uri()
+def artifact_root(file: Path | None = None) -> str:
+    """Where artifacts are kept, as an absolute address: `mlartifacts/` beside a store's SQLite file, so that all
+    workspaces that share the file agree; without one, in the original workspace.
+    """
+    return ((file.parent.resolve() if file else paths.original_root()) / "mlartifacts").as_uri()
 
 
 def sqlite_file(uri: str) -> Path | None:
@@ -104,7 +106,7 @@ def _create(file: Path) -> None:
     for left_over in file.parent.glob(f"{file.name}.*.tmp*"):  # of a creation that was killed: we hold the lock
         left_over.unlink()
     new = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    store = SqlAlchemyStore(_address(new), artifact_root())  # type: ignore[no-untyped-call]
+    store = SqlAlchemyStore(_address(new), artifact_root(file))  # type: ignore[no-untyped-call]
     store.engine.dispose()
     with closing(sqlite3.connect(new)) as connection:
         connection.execute("PRAGMA journal_mode=WAL")  # readers, as the UI, and a writer do not wait for each other

@@ -170,8 +170,9 @@ def connect(experiment: str) -> Store:
         with opened(file, seconds=3) as connection:  # MLflow would take 20 to find it locked
             connection.execute("BEGIN IMMEDIATE")
             connection.rollback()
+    artifacts = None if urlsplit(uri).scheme.startswith("http") else artifact_root(file)
     with guarded():
-        found = _experiment(client, experiment, None if urlsplit(uri).scheme.startswith("http") else artifact_root())
+        found = _experiment(client, experiment, artifacts)
     if found.lifecycle_stage == "deleted":
         advice = f"`mlflow experiments restore --experiment-id {found.experiment_id}` brings it back"
         raise StoreError(f"the experiment {experiment} was deleted; {advice}")
