@@ -14,6 +14,10 @@ from browser import MARKS, chromium
 from playwright.sync_api import Page
 from tracked_workspace import Workspace, finish, wait_for
 
+from onecycle.cli import parser
+from onecycle.errors import UserError
+from onecycle.tracking.ui import _check_free
+
 LOSSES = {"first": [2.0, 1.5, 1.25], "second": [2.0, 1.0, 0.75]}
 
 STAGE = """
@@ -65,6 +69,20 @@ def open_when_served(page: Page, address: str) -> None:
 
     wait_for(served, 120)
     page.goto(address)
+
+
+@pytest.mark.parametrize("port", ["0", "70000", "-1", "http"])
+def test_what_is_no_port_is_refused_at_once(capsys: pytest.CaptureFixture[str], port: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parser().parse_args(["ui", f"--port={port}"])
+    assert f"argument --port: must be a whole number from 1 to 65535, got {port}\n" in capsys.readouterr().err
+
+
+def test_the_last_port_has_none_after_it() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 65535))
+        with pytest.raises(UserError, match=r"port 65535 cannot be used .*; try `onecycle ui --port 65534`"):
+            _check_free(65535)
 
 
 def test_the_printed_address_shows_the_rows_and_two_of_them_compare(page: Page, ui: tuple[str, psutil.Process]) -> None:

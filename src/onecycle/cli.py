@@ -32,6 +32,12 @@ def _check_top() -> None:
         raise UserError(f"this is a folder of the workspace {top}; run the command there")
 
 
+def _port(text: str) -> int:
+    if not (text.isdecimal() and 1 <= int(text) <= 65_535):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 65535, got {text}")
+    return int(text)
+
+
 def parser() -> argparse.ArgumentParser:
     """The commands and their options; parsing gives `run`, which runs the one that was asked for."""
     parser = argparse.ArgumentParser(prog="onecycle", description="Beside the pipeline, which `dvc repro` runs.")
@@ -39,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="run the whole pipeline on built-in data, as a DVC experiment")
     demo.set_defaults(run=actions.demo)
     ui = commands.add_parser("ui", help="browse the runs in MLflow")
-    ui.add_argument("--port", type=int, default=5000, help="of 127.0.0.1 (default: %(default)s)")
+    ui.add_argument("--port", type=_port, default=5000, help="of 127.0.0.1 (default: %(default)s)")
     ui.set_defaults(run=actions.ui)
     sync = commands.add_parser(
         "sync", help="send to MLflow what it has not got: it was unreachable, or a run was killed"

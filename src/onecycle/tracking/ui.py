@@ -60,6 +60,5 @@ def _check_free(port: int) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise UserError(
-                f"port {port} cannot be used ({error.strerror}); try `onecycle ui --port {port + 1}`"
-            ) from None
+            advice = f"try `onecycle ui --port {port + 1 if port < 65_535 else port - 1}`"
+            raise UserError(f"port {port} cannot be used ({error.strerror}); {advice}") from None
