@@ -231,6 +231,9 @@ def test_a_candidate_without_a_version_is_refused_after_the_verdict(stored: Stor
     code, lines, said = gate(stored, onecycle, "equal")
     assert (code, lines[0]) == (2, "**Gate: pass**")
     assert said.startswith("error: results/evaluate/metrics.json of equal is not what dvc.lock beside it records")
+    (stored.folder / "equal" / paths.DVC_LOCK).write_text("stages: [train]\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"dvc\.lock of equal: holds no stages as DVC writes them"):
+        promote(find("equal"), "cifar10", CHAMPION, None)
     assert stored.champion == "1" and stored.tags("2") == {}
 
 

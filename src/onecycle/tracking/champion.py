@@ -11,9 +11,9 @@ from filelock import FileLock
 from onecycle import paths
 from onecycle.errors import UserError
 from onecycle.revisions import Place
-from onecycle.tracking import yaml_values
 from onecycle.tracking.errors import StoreError, guarded
 from onecycle.tracking.filling import model_read_by
+from onecycle.tracking.freshness import parse_lock
 from onecycle.tracking.lookup import Version, aliases
 from onecycle.tracking.registry import find
 from onecycle.tracking.store import EXPERIMENT_PREFIX, existing_client
@@ -99,7 +99,7 @@ def _model_md5(place: Place) -> str:
     if content is None:
         raise UserError(f"{place.of(paths.DVC_LOCK)} is missing, so which model its results are of is unknown")
     try:
-        lock = yaml_values.load(content).get("stages", {})
+        lock = parse_lock(content)
     except ValueError as error:
         raise UserError(f"{place.of(paths.DVC_LOCK)}: {error}") from None
     recorded = {out["path"]: out.get("md5") for out in lock.get("evaluate", {}).get("outs", ())}
