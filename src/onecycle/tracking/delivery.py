@@ -16,8 +16,8 @@ from onecycle.tracking.execution import Process
 from onecycle.tracking.journal import Journal
 
 SECONDS_A_STAGE = 3.5
-"""The longest that tracking may hold a stage up: opening the row, closing it, and waiting for the store to have it.
-With the import that is less than four."""
+"""What a stage has for its row: opening it, filling it in, and waiting at the end for the store to have it. Only that
+wait is cut short by what the others took; a slow git, or large files to copy, may take longer."""
 POLL_SECONDS = 0.02
 
 
