@@ -364,16 +364,16 @@ def test_one_graph_covers_forward_pass_loss_and_hits(small_params: MakeParams, d
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile builds C++ on the CPU, and there is no compiler")
 def test_compiled_it_trains_alike(small_params: MakeParams, digits: Dataset) -> None:
-    """Forward pass, loss and hits in one graph without a break."""
-    params = {"optimizer.l1": 0.0001, "train.label_smoothing": 0.1, "epochs": 2}
+    """Forward pass, loss and hits in one graph without a break; at a rate at which rounding does not grow."""
+    params = {"optimizer.l1": 0.0001, "train.label_smoothing": 0.1, "epochs": 2, "one_cycle.max_lr": 0.001}
     plain, _ = outcome(make_run(small_params(**params), digits))
     torch._dynamo.reset()
     compiled, _ = outcome(make_run(small_params(**params, **{"train.compile": True}), digits))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert not torch._dynamo.utils.counters["graph_break"]
     for one, other in zip(plain, compiled, strict=True):
-        assert one.train_loss == pytest.approx(other.train_loss, abs=0.05)
-        assert one.train_accuracy == pytest.approx(other.train_accuracy, abs=0.05)
+        assert one.train_loss == pytest.approx(other.train_loss, abs=0.01)
+        assert one.train_accuracy == pytest.approx(other.train_accuracy, abs=0.02)
 
 
 def test_optimisers(small_params: MakeParams) -> None:
