@@ -160,6 +160,13 @@ def test_a_narrow_terminal_cuts_no_name(capsys: pytest.CaptureFixture[str], monk
     assert "".join(cells) == "".join(names)
 
 
+def test_a_pipe_gets_whole_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    long = "results/reference/" + "x" * 200
+    tables.show([f"{long} is better", tables.Table("t", ("execution", "n"), [(long, "1")])])
+    assert capsys.readouterr().out.count(long) == 2
+
+
 def test_the_command(runs: Path) -> None:
     """As a user calls it: exit 0 whatever the verdict, a comparison for each run after the first."""
     done = command(runs, "onecycle", "compare", "first", "second", "equal", "--json")

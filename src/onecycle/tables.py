@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,6 +22,9 @@ class Table(NamedTuple):
 
 
 Page = Sequence[str | Table]
+
+NO_WIDTH = 10_000
+"""Columns of a pipe or a file, which has no width; rich would take 80."""
 
 
 def markdown(page: Page) -> str:
@@ -42,8 +46,10 @@ def _escaped(text: str) -> str:
 
 
 def show(page: Page) -> None:
-    """Print to the terminal. What a branch may have named itself steers nothing."""
+    """Print to the terminal, or whole lines into a pipe. What a branch may have named itself steers nothing."""
     console = Console(highlight=False)
+    if not (console.is_terminal or "COLUMNS" in os.environ):
+        console.width = NO_WIDTH
     for part in page:
         if isinstance(part, Table):
             shown = RichTable(title=_text(part.title), title_justify="left")
