@@ -130,12 +130,9 @@ class Journal:
             return Sent()  # a power cut may leave it empty; then all is sent again
 
     def unsent(self) -> int:
-        """Bytes that did not reach the store; 0 also when all is sent and the journal gone."""
+        """Bytes of entries that did not reach the store; 0 also when all is sent and the journal gone."""
         reached = self.sent().offset  # first, since the entries are what is removed first
-        try:
-            return self.size() - reached
-        except FileNotFoundError:
-            return 0
+        return max((end - reached for _, end in self.entries(reached)), default=0)
 
     def acknowledge(self, sent: Sent) -> None:
         """Note how far the sender got."""
