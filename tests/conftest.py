@@ -16,7 +16,8 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 for stale in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "DVC_STAGE", "DVC_ROOT"):
     os.environ.pop(stale, None)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup, or what tests start would leave it out
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also in the background, or what tests start would ignore it
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup
 
 import pytest
 from ruamel.yaml import YAML

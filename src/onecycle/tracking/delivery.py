@@ -51,7 +51,8 @@ def _kept_code(journal: Journal) -> Path:
     if not code.exists():
         new = Path(mkdtemp(prefix="code-", dir=journal.folder))
         package = Path(onecycle.__file__).parent
-        shutil.copytree(package, new / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+        half_written = shutil.ignore_patterns("*.pyc.*")  # the rest of __pycache__ holds for copies, too
+        shutil.copytree(package, new / package.name, ignore=half_written)
         new.rename(code)
     return code
 
