@@ -30,6 +30,14 @@ def test_output_that_nobody_reads_on_is_no_fault(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (141, "x\n", "")
 
 
+def test_another_pipe_that_breaks_is_a_fault(tmp_path: Path) -> None:
+    """As one to a process of ours."""
+    ends = "r, w = os.pipe(); os.close(r)"
+    code = f"import os; from onecycle.stage import exit_with; {ends}; exit_with(lambda: os.write(w, bytes(1)))"
+    done = command(tmp_path, "python", "-c", code, check=False)
+    assert done.returncode == 70 and "BrokenPipeError" in done.stderr
+
+
 def test_the_stages_of_one_command_say_nothing_twice(pipeline: Path) -> None:
     lines = (pipeline / ".git" / "repro.log").read_text(encoding="utf-8").splitlines()
     said = Counter(line for line in lines if line.strip() and not line.startswith(DVC))

@@ -95,10 +95,9 @@ def judge(baseline: Side, candidate: Side, limits: GateParams) -> Judgement:
 
 
 def _loss(baseline: Side, candidate: Side, limits: GateParams) -> Difference:
-    loss = accuracy_difference(candidate, baseline, confidence=1 - 2 * limits.alpha)
     if len(baseline) == len(candidate) == 1 and same_predictions(baseline[0], candidate[0]):
         return Difference(0, 0, 0)  # the same classifier: there is nothing to estimate
-    return loss
+    return accuracy_difference(candidate, baseline, confidence=1 - 2 * limits.alpha)
 
 
 def _accuracy(baseline: Side, candidate: Side, loss: Difference, verdict: Verdict, limits: GateParams) -> Check:

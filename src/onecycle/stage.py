@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import sys
 import traceback
@@ -49,15 +50,24 @@ def exit_with(body: Callable[[], int | None]) -> NoReturn:
     except Stopped as stopped:
         print(signals.said(stopped.signal_number), file=sys.stderr)
         sys.exit(128 + stopped.signal_number)
-    except BrokenPipeError:  # `… | head`: nobody reads any more; as if SIGPIPE had ended it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            sys.exit(128 + signal.SIGPIPE)
         if isinstance(error, OSError) and _no_room(error):
             _refuse(f"no room left to write {error.filename or 'a file'}; free some and run again")
         traceback.print_exc()
         raise SystemExit(CRASHED) from error
     sys.exit(code or 0)
+
+
+def _nobody_reads() -> bool:
+    """Whether it is stdout's pipe that broke, as by `… | head`; then nothing more is written to it."""
+    stdout = select.poll()
+    stdout.register(sys.stdout, 0)  # tells of errors alone, which a pipe without a reader has
+    if not stdout.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _refuse(sentence: str) -> NoReturn:
@@ -91,7 +101,7 @@ def _more_memory(name: str, params: Params, error: Exception) -> str:
         return f"{name} ran out of memory; {again}"
     size = int(str(flatten(params)[key]))
     less = f"set {key} to {max(size // 2, 1)}"
-    on_gpu = any(name in str(error).upper() for name in ("CUDA", "CUDNN", "CUBLAS", "MPS"))
+    on_gpu = any(word in str(error).upper() for word in ("CUDA", "CUDNN", "CUBLAS", "MPS"))
     if key == "batch_size" and not on_gpu and params.train.convolution != "direct":
         less += " or, in fp32, train.convolution to direct"
     return f"{name} ran out of memory with {key} {size}; {again}, or {less}"
