@@ -290,8 +290,8 @@ def test_rows_in_another_order_are_the_same_run(planted_copy: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "sentence"),
     [
-        ({"digest": "d2"}, 'dataset_digest is "d2" for other and "d1" for workspace'),
-        ({"images": 400}, "n is 400 for other and 500 for workspace"),
+        ({"digest": "d2"}, 'dataset_digest is "d1" for workspace and "d2" for other'),
+        ({"images": 400}, "n is 500 for workspace and 400 for other"),
     ],
 )
 def test_another_test_set_is_refused(planted_copy: Path, onecycle: Run, other: dict[str, Any], sentence: str) -> None:
@@ -319,7 +319,7 @@ def test_several_seeds_are_judged_as_runs(tmp_path: Path, onecycle: Run) -> None
     assert onecycle(tmp_path, *one)[0] == 3
     assert onecycle(tmp_path, "gate", "--baseline", first, "--candidate", second)[0] == 1
     for baseline, candidate, sentence in (
-        (first, "b0", "give one run a side, or 3 or more on both (a1,a2,a3), got 1 and 4"),
+        (first, "b0", "give one run a side, or 3 or more on both (a1,a2,a3), got 4 and 1"),
         ("a0,a1,a0", second, "a0 and a0 are the same run; give runs with different seeds"),
     ):
         code, _, said = onecycle(tmp_path, "gate", "--baseline", baseline, "--candidate", candidate)

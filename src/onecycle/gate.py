@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, Literal
 
-from onecycle.compare import Side, accuracy_difference, deviation_between_runs, values
+from onecycle.compare import Side, accuracy_difference, deviation_between_runs, replicated, values
 from onecycle.params import GateParams
 from onecycle.results import same_predictions
 from onecycle.stats_tests import Difference, runs_to_settle
@@ -95,7 +95,7 @@ def judge(baseline: Side, candidate: Side, limits: GateParams) -> Judgement:
 
 
 def _loss(baseline: Side, candidate: Side, limits: GateParams) -> Difference:
-    if len(baseline) == len(candidate) == 1 and same_predictions(baseline[0], candidate[0]):
+    if not replicated(baseline, candidate) and same_predictions(baseline[0], candidate[0]):
         return Difference(0, 0, 0)  # the same classifier: there is nothing to estimate
     return accuracy_difference(candidate, baseline, confidence=1 - 2 * limits.alpha)
 

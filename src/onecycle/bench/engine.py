@@ -184,7 +184,7 @@ def _training(run: Run, loader: Loader, device: torch.device, prefetched: int) -
             if done == times:
                 raise _EnoughError
 
-        if not prefetched:
+        if not prefetched and run.state.seen < loader.images_per_epoch:  # else the last turn ended with the epoch
             watch.resume()
         with suppress(_EnoughError):
             for _ in run.epochs(on_step):
