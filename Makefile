@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
+PARALLEL := -n logical --maxprocesses 8 --dist worksteal
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 SHELL := /bin/bash  # other than make's own, or Apple's make would look programs up in the PATH that it was started with
 
@@ -17,10 +18,10 @@ repro: $(READY)  ## the whole pipeline on CIFAR-10 as params.yaml says (dvc repr
 	dvc repro
 
 test: $(READY)  ## the tests
-	pytest
+	pytest $(PARALLEL)
 
 test-all: $(READY)  ## the tests, slow ones too
-	pytest -m ""
+	pytest $(PARALLEL) -m ""
 
 soak: $(READY)  ## 20 queued experiments whose processes are killed at random; half an hour at most
 	python tests/soak.py

@@ -21,6 +21,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # also in the backgrou
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup
 
 import pytest
+from filelock import FileLock
 from ruamel.yaml import YAML
 
 from onecycle import download
@@ -124,14 +125,24 @@ def clone(target: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository in which the whole small pipeline has run once. Look at it, never write to it."""
-    workspace = clone(tmp_path_factory.mktemp("pipeline") / "repo")
-    started = command(workspace, "dvc", "repro")
-    command(workspace, "onecycle", "sync")  # the sender may still be at it, and would write into copies
-    (workspace / ".git" / "repro.log").write_text(started.stdout + started.stderr, encoding="utf-8")
-    command(workspace, "git", "add", "-A")
-    command(workspace, "git", "commit", "-qm", "results")
+def pipeline(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A repository in which the whole small pipeline has run once. Look at it, never write to it.
+
+    Of pytest-xdist's workers the first to ask makes it for all.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    workspace = (folder if worker_id == "master" else folder.parent) / "pipeline" / "repo"
+    log = workspace / ".git" / "repro.log"
+    workspace.parent.mkdir(exist_ok=True)
+    with FileLock(workspace.parent / "lock"):
+        if not log.exists():
+            shutil.rmtree(workspace, ignore_errors=True)  # another worker's that failed
+            clone(workspace)
+            started = command(workspace, "dvc", "repro")
+            command(workspace, "onecycle", "sync")  # the sender may still be at it, and would write into copies
+            command(workspace, "git", "add", "-A")
+            command(workspace, "git", "commit", "-qm", "results")
+            log.write_text(started.stdout + started.stderr, encoding="utf-8")
     return workspace
 
 
