@@ -21,6 +21,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # also in the backgrou
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup
 
 import pytest
+import torch
 from filelock import FileLock
 from ruamel.yaml import YAML
 
@@ -28,6 +29,8 @@ from onecycle import download
 from onecycle.cli import main
 from onecycle.data import Dataset, fewer
 from onecycle.params import Params, load
+
+torch.set_num_threads(1)  # tests run side by side, and nothing in them is large
 
 REPO = Path(__file__).resolve().parent.parent
 
