@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import command, set_params
+from ruamel.yaml import YAML
 
 from onecycle import paths
 
@@ -103,6 +104,46 @@ def test_a_knob_reruns_exactly_what_reads_it(
     }
     expected = stages | ({"report"} if not key.startswith("runtime.") else set())
     assert by_params == expected
+
+
+NOTE_WHAT_IS_READ = """
+import atexit, json, os
+from onecycle import params
+
+load, plain = params.load, params.Section.__getattribute__
+prefixes, read = {}, set()
+
+def loaded(path):
+    tree = load(path)
+    prefixes.update({id(value): f"{name}." for name, value in tree if isinstance(value, params.Section)})
+    prefixes[id(tree)] = ""
+    read.clear()  # its own checks do not count
+    return tree
+
+def noted(section, name):
+    value = plain(section, name)
+    if id(section) in prefixes and name in type(section).model_fields and not isinstance(value, params.Section):
+        read.add(prefixes[id(section)] + name)  # a model file has a section, too, which is not that of params.yaml
+    return value
+
+params.load, params.Section.__getattribute__ = loaded, noted
+atexit.register(lambda: open(os.environ["READ"], "w").write(json.dumps(sorted(read))))
+"""
+
+
+def test_dvc_tracks_every_knob_that_a_stage_reads(workspace: Path, tmp_path: Path) -> None:
+    """All but those of `runtime`, which change no result."""
+    (tmp_path / "sitecustomize.py").write_text(NOTE_WHAT_IS_READ, encoding="utf-8")
+    noting = {"PYTHONPATH": str(tmp_path), "READ": str(tmp_path / "read.json"), "ONECYCLE_TRACKING": "off"}
+    tracked = YAML(typ="safe").load(workspace / "dvc.yaml")["stages"]
+    read: dict[str, set[str]] = {}
+    for stage in STAGES:
+        command(workspace, "python", "-m", f"stages.{stage}", **noting)
+        read[stage] = set(json.loads((tmp_path / "read.json").read_text(encoding="utf-8")))
+        covered = set(tracked[stage].get("params", [])) | {"runtime"}
+        assert {key for key in read[stage] if not {key, key.partition(".")[0]} & covered} == set()
+    assert {"seed", "epochs", "one_cycle.max_lr", "augment.pad", "runtime.workers"} <= read["train"]
+    assert {"evaluate.tta", "train.device"} <= read["evaluate"]
 
 
 def test_refused_params_leave_every_output_in_place(workspace: Path) -> None:
