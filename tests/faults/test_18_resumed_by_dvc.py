@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from signal import SIGKILL
 
-import pytest
 from conftest import command, set_params
 from ending import before_renaming
 
@@ -14,7 +13,6 @@ from onecycle import paths
 REPRO = ("dvc", "repro", "--single-item", "--force", "train")  # forced, it takes nothing from dvc's cache
 
 
-@pytest.mark.slow
 def test_the_next_repro_resumes(workspace: Path, pipeline: Path, tmp_path: Path) -> None:
     set_params(workspace, {"runtime.checkpoint_seconds": 0.001})
     hook = before_renaming(tmp_path / "hook", "train", "step-00000012.ckpt", SIGKILL)

@@ -13,7 +13,7 @@ from ending import HANG_SECONDS, start_long_training
 from onecycle import paths
 
 
-@pytest.mark.parametrize("number", [pytest.param(SIGTERM, marks=pytest.mark.slow), SIGKILL], ids=["sigterm", "sigkill"])
+@pytest.mark.parametrize("number", [SIGTERM, SIGKILL], ids=["sigterm", "sigkill"])
 def test_no_stage_goes_on(workspace: Path, pipeline: Path, number: int) -> None:
     dvc = start_long_training(workspace)
     orphans = psutil.Process(dvc.pid).children(recursive=True)

@@ -13,7 +13,6 @@ from onecycle import paths
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.slow
 def test_never_mixed_in(workspace: Path, pipeline: Path, tmp_path: Path) -> None:
     set_params(workspace, {"runtime.checkpoint_seconds": 0.001})
     stage(workspace, "train", -SIGKILL, **before_renaming(tmp_path, "train", "step-00000008.ckpt", SIGKILL))
