@@ -35,7 +35,7 @@ def test_every_part_is_timed_and_the_rest_follows(
     """In bf16 and fp32 both ways, through both backends, with a network of 4 channels on a workspace's digits."""
     monkeypatch.chdir(tmp_path)
     save(digits, Path("data/arrays"))
-    params = small_params(**{"train.precision": "bf16", "train.device": "cpu"})
+    params = small_params(**{"train.precision": "bf16"})
     found = rounds.measure(params, seconds=0, turn_seconds=0.01)
 
     assert found["device"].startswith("cpu (")

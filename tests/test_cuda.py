@@ -45,7 +45,7 @@ def test_it_learns(small_params: MakeParams, digits: Dataset, precision: str, op
 def test_it_trains_like_the_cpu(small_params: MakeParams, digits: Dataset, compiled: bool) -> None:
     common = {"augment.backend": "batched", "train.precision": "fp32", "model.width": 16, "epochs": 2}
     common |= {"one_cycle.max_lr": 0.001}  # a rate at which rounding does not grow
-    here, _ = outcome(make_run(small_params(**common, **{"train.device": "cpu"}), digits))
+    here, _ = outcome(make_run(small_params(**common), digits))
     there, _ = outcome(make_run(small_params(**{**ON_CUDA, **common, "train.compile": compiled}), digits))
     for one, other in zip(here, there, strict=True):
         assert one.train_loss == pytest.approx(other.train_loss, abs=0.05)
