@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import torch
 
 from onecycle import data, device, evaluation, paths
 from onecycle.errors import UserError
@@ -25,7 +24,6 @@ def main(params: Params, row: Row) -> None:
     if params.runtime.allocator:
         device.keep_buffers_mapped()
     place = device.select_device(params.train)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # all 23 bits of fp32
     classifier = classifier.to(place)
     images, labels, batch_size = dataset.test_images, dataset.test_labels, params.evaluate.batch_size
 

@@ -9,12 +9,13 @@ from torch.nn import functional as F
 
 from onecycle import data, figures, paths
 from onecycle.device import InPrecision
-from onecycle.lr_range import range_test, suggest
-from onecycle.optimizer import build_optimizer
+from onecycle.lr_range import range_test
+from onecycle.optimizer import build_optimizer, l1_penalty
 from onecycle.params import Params
 from onecycle.png import save_png
 from onecycle.preparation import prepare
 from onecycle.stage import run
+from onecycle.suggestion import suggest
 from onecycle.tracking import Row
 
 
@@ -26,13 +27,15 @@ def main(params: Params, row: Row) -> None:
         compute = replace(compute, precision=torch.float32)  # a sweep has no loss scaling, without which they vanish
     network = InPrecision(prepared.classifier, compute)
     row.tags(replace(prepared, compute=compute).tags())
+    momentum = params.one_cycle.base_momentum if params.one_cycle.cycle_momentum else None  # the peak's
     curve = range_test(
         network,
-        build_optimizer(network, params.optimizer, params.lr_range.start_lr),
+        build_optimizer(network, params.optimizer, params.lr_range.start_lr, momentum),
         partial(F.cross_entropy, label_smoothing=params.train.label_smoothing),
         prepared.loader.endless(),
         params.lr_range,
         compute.device,
+        penalty=partial(l1_penalty, network, params.optimizer),
     )
     suggestion = suggest(curve, params.lr_range, params.one_cycle.div_factor)
 

@@ -76,7 +76,7 @@ def test_same_draws_give_same_pixels(images: NDArray[np.uint8], border: str, ove
         for name, value in vars(Draws(top, left, flip, hole_top, hole_left, cutout)).items()
     }
     fill = torch.tensor(fill_colour(params.cutout_fill, MEAN), dtype=torch.uint8)
-    batched = apply(padded, chosen, 32, params.cutout_size, fill).numpy()
+    batched = apply(padded, torch.arange(len(images)), chosen, 32, params.cutout_size, fill).numpy()
     assert 0 < cutout.mean() < 1
     assert 0 < flip.mean() < 1
     np.testing.assert_array_equal(batched, np.stack(made))

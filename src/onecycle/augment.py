@@ -2,8 +2,8 @@
 
 `Albumentations` works image by image on the CPU, `Batched` on a whole batch with one gather, on any device. Both take
 uint8 NHWC images and give uint8 NHWC images; given the same offsets, flips and holes they give the same pixels.
-Every sample has its own draw in every epoch, a function of (seed, epoch, index) alone: neither the number of loader
-workers nor the order of batches nor an interruption can change it.
+Every sample has its own draw in every epoch, a function of (seed, epoch, index) alone (`Batched`: and of how many
+images there are): neither the number of loader workers nor the order of batches nor an interruption can change it.
 
 The exercise's recipe is pad 4 → random crop 32 → horizontal flip → one 8×8 cutout (DeVries & Taylor 2017,
 arXiv:1708.04552); padding 4 means a 40×40 canvas, so that an image moves by up to 4 pixels each way.
@@ -197,7 +197,7 @@ class Batched:
             draws = draw(self._augment, self._count, self._seed, epoch, self._side)
             self._epoch = (epoch, {name: self._put(value) for name, value in vars(draws).items()})
         chosen = {name: value[index] for name, value in self._epoch[1].items()}
-        return apply(self._padded[index], chosen, self._side, self._augment.cutout_size, self._hole_fill)
+        return apply(self._padded, index, chosen, self._side, self._augment.cutout_size, self._hole_fill)
 
     def _put(self, values: NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(values).to(self._padded.device)
@@ -222,14 +222,18 @@ def _reflected(size: int, width: int) -> torch.Tensor:
 
 
 def apply(
-    padded: torch.Tensor, draws: dict[str, torch.Tensor], side: int, hole: int, hole_fill: torch.Tensor
+    padded: torch.Tensor,
+    index: torch.Tensor,
+    draws: dict[str, torch.Tensor],
+    side: int,
+    hole: int,
+    hole_fill: torch.Tensor,
 ) -> torch.Tensor:
-    """Crop, flip and cut (N, H, W, 3) uint8 `padded` by `draws` (fields of `Draws` as tensors): (N, side, side, 3)."""
+    """Crop, flip and cut (N,) images of the uint8 `padded`, by `draws` (fields of `Draws`): (N, side, side, 3)."""
     span = torch.arange(side, device=padded.device)
     rows = draws["top"][:, None] + span
     columns = draws["left"][:, None] + torch.where(draws["flip"][:, None], span.flip(0), span)
-    sample = torch.arange(len(padded), device=padded.device)
-    images = padded[sample[:, None, None], rows[:, :, None], columns[:, None, :]]
+    images = padded[index[:, None, None], rows[:, :, None], columns[:, None, :]]
     in_rows = _covered(draws["hole_top"], span, hole)
     in_columns = _covered(draws["hole_left"], span, hole)
     holes = (in_rows[:, :, :, None] & in_columns[:, :, None, :]).any(1) & draws["cutout"][:, None, None]

@@ -57,8 +57,7 @@ def select(train: TrainParams) -> Compute:
             are of no use.
     """
     device = select_device(train)
-    if device.type == "cuda":
-        _round_to_tf32(not train.deterministic)
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not train.deterministic
     precision = _precision(train.precision, device.type)
     plain = Compute(device, precision)
     fits = device.type == "cpu" and precision == torch.float32 and train.compile is not True  # it has its own
@@ -69,21 +68,16 @@ def select(train: TrainParams) -> Compute:
 
 
 def select_device(train: TrainParams) -> torch.device:
-    """As `select`, for what computes in fp32 (which is not TF32), whatever the precision of training."""
+    """As `select`, for what computes in fp32, whatever the precision of training; fp32 is not TF32, for either."""
     kind = _kind(train.device)
     if train.threads:
         torch.set_num_threads(train.threads)
     if kind == "cuda":
-        torch.backends.cudnn.benchmark = not train.deterministic
-        _round_to_tf32(False)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # all 23 bits of fp32
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return torch.device(kind)
-
-
-def _round_to_tf32(allowed: bool) -> None:
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def _kind(wanted: str) -> str:

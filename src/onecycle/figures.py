@@ -27,6 +27,7 @@ RULE: Final = "#d9dde2"
 """Okabe & Ito (2008): told apart with any colour vision, and in grey by their lightness."""
 
 METHODS: Final = {
+    "middle": "the middle of the rates that reach half of the best",
     "minimum_over_two": "half the rate at the best point",
     "minimum_over_ten": "a tenth of the rate at the best point",
     "steepest": "steepest slope",
@@ -109,23 +110,21 @@ def loss_limits(curve: pd.DataFrame) -> tuple[float, float]:
 
 
 def _mark(axes: Axes, suggestion: Mapping[str, Any], rate: np.ndarray, smoothed: np.ndarray, *, labelled: bool) -> None:
-    for name, key, line in (("LRMAX", "max_lr", "-"), ("LRMIN", "min_lr", "--")):
-        value = float(suggestion[key])
+    lowest, highest = float(suggestion["min_lr"]), float(suggestion["max_lr"])
+    for name, value, line, side, shift in (("LRMAX", highest, "-", "left", 5), ("LRMIN", lowest, "--", "right", -5)):
         axes.axvline(value, color=INK, linestyle=line, linewidth=1)
         if labelled:
             axes.annotate(
                 f"{name} {value:.3g}",
                 (value, 1),
                 xycoords=("data", "axes fraction"),
-                xytext=(5 if name == "LRMAX" else -5, -4),
+                xytext=(shift, -4),
                 textcoords="offset points",
-                ha="left" if name == "LRMAX" else "right",
+                ha=side,
                 va="top",
                 fontweight="bold",
             )
-        if key == "max_lr":
-            height = np.interp(np.log(value), np.log(rate), smoothed)
-            axes.plot(value, height, "o", color=INK, markersize=6)
+    axes.plot(highest, np.interp(np.log(highest), np.log(rate), smoothed), "o", color=INK, markersize=6)
 
 
 def _headline(suggestion: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from onecycle.params import AugmentParams
 Batch = tuple[Tensor, Tensor]
 
 AT_ONCE = 16
-"""Batches that are augmented in one go on the device: with a single one a GPU is done before it hears of the next."""
+"""Batches augmented in one go on a GPU: with a single one it is done before it hears of the next. A CPU never waits."""
 
 
 def order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -65,14 +65,22 @@ class Loader:
         batches = order(self._count, self._seed, epoch)[: self.images_per_epoch]
         rows = batches.reshape(self.steps, self._batch_size)[first_step:]
         if self._batched is not None:
-            for several in torch.split(torch.from_numpy(rows).to(self._device), AT_ONCE):
+            at_once = 1 if self._device.type == "cpu" else AT_ONCE
+            for several in torch.split(torch.from_numpy(rows).to(self._device), at_once):
                 yield from zip(self._several(several, epoch), self._labels[several], strict=True)
             return
         augmented = _AugmentedBatches(self._images, self._albumentations, rows, epoch)
         own = torch.Generator()  # else the loader draws a seed from the generator that dropout draws from
-        loading = DataLoader(augmented, batch_size=None, shuffle=False, num_workers=self._workers, generator=own)
+        loading = DataLoader(
+            augmented,
+            batch_size=None,
+            shuffle=False,
+            num_workers=self._workers,
+            generator=own,
+            pin_memory=self._device.type == "cuda",  # copies to the device need not wait for it then
+        )
         for images, index in loading:
-            yield images.to(self._device), self._labels[index].to(self._device)
+            yield images.to(self._device, non_blocking=True), self._labels[index].to(self._device)
 
     def _several(self, index: Tensor, epoch: int) -> Tensor:
         """Augmented images of (batches, N) `index`, (batches, N, H, W, 3) uint8."""

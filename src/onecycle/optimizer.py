@@ -9,12 +9,19 @@ from onecycle.params import OptimizerParams
 
 
 def build_optimizer(
-    network: nn.Module, optimizer: OptimizerParams, learning_rate: float, fused: bool | None = None
+    network: nn.Module,
+    optimizer: OptimizerParams,
+    learning_rate: float,
+    momentum: float | None = None,
+    fused: bool | None = None,
 ) -> torch.optim.Optimizer:
     """Adam, AdamW or SGD with Nesterov momentum; weight decay on the weights only, unless asked.
 
-    `fused` is one kernel for all weights, with other last bits; None: on CUDA.
+    `momentum` takes the place of `optimizer.momentum`. `fused` is one kernel for all weights, with other last bits;
+    None: on CUDA.
     """
+    if momentum is None:
+        momentum = optimizer.momentum
     decayed, spared = _groups(network, optimizer)
     groups = [
         {"params": decayed, "weight_decay": optimizer.weight_decay},
@@ -24,13 +31,12 @@ def build_optimizer(
     if fused is None:
         fused = next(network.parameters()).device.type == "cuda"
     if optimizer.name == "sgd":
-        nesterov = optimizer.momentum > 0
-        sgd = torch.optim.SGD(groups, learning_rate, optimizer.momentum, nesterov=nesterov, fused=fused)
+        sgd = torch.optim.SGD(groups, learning_rate, momentum, nesterov=momentum > 0, fused=fused)
         if fused:  # torch allocates buffers at the first step, and leaves them unset where a GradScaler skips that one
             sgd.state.update({weight: {"momentum_buffer": torch.zeros_like(weight)} for weight in network.parameters()})
         return sgd
     kind = torch.optim.Adam if optimizer.name == "adam" else torch.optim.AdamW
-    betas = (optimizer.momentum, optimizer.beta2)
+    betas = (momentum, optimizer.beta2)
     return kind(groups, learning_rate, betas, optimizer.epsilon, fused=fused)
 
 

@@ -130,7 +130,7 @@ class LRRangeParams(Section):
     end_lr: Positive
     iterations: Annotated[int, Field(ge=20)]
     criterion: Literal["loss", "accuracy"]
-    method: Literal["minimum_over_two", "minimum_over_ten", "steepest", "valley"]
+    method: Literal["middle", "minimum_over_two", "minimum_over_ten", "steepest", "valley"]
     smoothing: NotNegative
 
 

@@ -2,8 +2,9 @@
 
 The rate climbs from max_lr / div_factor to max_lr, reached exactly at the last step of epoch `max_at_epoch`, and comes
 down to first rate / final_div_factor, reached exactly at the last step of training. With final_div_factor 1 the last
-rate is the first: no annihilation. Momentum mirrors the rate. It equals torch's `OneCycleLR(pct_start=peak/steps)`,
-which a test proves; as arrays it can be written, drawn and entered at any step.
+rate is the first: no annihilation. Momentum mirrors the rate. It equals torch's
+`OneCycleLR(pct_start=max_at_epoch/epochs)`, which a test proves; as arrays it can be written, drawn and entered at any
+step.
 """
 
 from __future__ import annotations

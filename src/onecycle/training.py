@@ -61,12 +61,14 @@ class Objective(nn.Module):
         self._logits, self._optimizer, self._label_smoothing = logits, optimizer, train.label_smoothing
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(what is minimised, the mean cross entropy in it, how many of the (N,) `labels` are right)."""
+        """(what is minimised, the mean cross entropy without smoothing, how many of the (N,) `labels` are right)."""
         logits = self._logits(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
+        total = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
+        # The held-out images' loss is not smoothed, and the two are read beside each other.
+        loss = F.cross_entropy(logits.detach(), labels) if self._label_smoothing else total.detach()
         penalty = l1_penalty(self._logits.classifier, self._optimizer)
         hits = (logits.detach().argmax(dim=1) == labels).sum()
-        return loss if penalty is None else loss + penalty, loss.detach(), hits
+        return total if penalty is None else total + penalty, loss, hits
 
 
 class Run:
@@ -90,7 +92,10 @@ class Run:
             ahead = self.device.type == "cuda"
         self.state = State(0, *_no_sums(self.device))
         self._loader, self._schedule, self._train = prepared.loader, schedule, train
-        self._optimizer = build_optimizer(self.classifier, optimizer, float(schedule.learning_rate[0]), fused=ahead)
+        first = None if schedule.momentum is None else float(schedule.momentum[0])
+        self._optimizer = build_optimizer(
+            self.classifier, optimizer, float(schedule.learning_rate[0]), first, fused=ahead
+        )
         self._finite = FiniteLoss(self._optimizer, schedule.learning_rate, self._loader.steps, self.device, ahead)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=compute.precision == torch.float16)
         self._logits = InPrecision(self.classifier, compute)
