@@ -74,6 +74,7 @@ def test_forced_again_the_lock_is_the_same_to_the_byte(workspace: Path, tmp_path
         ("batch_size", 16, {"lr_range", "train"}),
         ("lr_range.method", "valley", {"lr_range"}),
         ("one_cycle.max_lr", 0.02, {"train"}),
+        ("one_cycle.base_momentum", 0.8, {"lr_range", "train"}),
         ("optimizer.name", "sgd", {"lr_range", "train"}),
         ("evaluate.tta", "mirror", {"evaluate"}),
         ("runtime.checkpoint_seconds", 5, set()),

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from onecycle import data
 from onecycle.data import Dataset
@@ -361,6 +362,18 @@ def test_one_graph_covers_forward_pass_loss_and_hits(small_params: MakeParams, d
     assert all(weight.grad is not None for weight in run.classifier.parameters())
 
 
+def test_the_loss_told_is_not_smoothed(small_params: MakeParams, digits: Dataset) -> None:
+    """It stands beside the held-out loss, which is not either."""
+    images, labels = torch.from_numpy(digits.train_images[:32]), torch.from_numpy(digits.train_labels[:32])
+    run = make_run(small_params(**{"train.label_smoothing": 0.3}), digits)
+    run.classifier.eval()
+    logits = run.classifier.logits(images)
+    total, loss, _ = run.objective(images, labels)
+    assert total.item() == pytest.approx(F.cross_entropy(logits, labels, label_smoothing=0.3).item(), rel=1e-5)
+    assert loss.item() == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert total.requires_grad and not loss.requires_grad
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile builds C++ on the CPU, and there is no compiler")
 def test_compiled_it_trains_alike(small_params: MakeParams, digits: Dataset) -> None:
@@ -390,6 +403,8 @@ def test_optimisers(small_params: MakeParams) -> None:
         assert {group["lr"] for group in optimizer.param_groups} == {0.25}
         assert {group.get("momentum", group.get("betas", [0])[0]) for group in optimizer.param_groups} == {0.7}
     assert build_optimizer(network, params, 0.1).param_groups[0]["nesterov"]
+    cycled = build_optimizer(network, params.model_copy(update={"momentum": 0.0}), 0.1, 0.95)
+    assert (cycled.param_groups[0]["momentum"], cycled.param_groups[0]["nesterov"]) == (0.95, True)
     everything = params.model_copy(update={"decay_norms_and_biases": True})
     assert len(build_optimizer(network, everything, 0.1).param_groups) == 1
 
