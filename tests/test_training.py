@@ -29,7 +29,7 @@ from onecycle.optimizer import build_optimizer, l1_penalty, set_rate
 from onecycle.params import Params
 from onecycle.preparation import prepare
 from onecycle.schedule import one_cycle
-from onecycle.training import Epoch, Run
+from onecycle.training import Epoch, Run, compiles
 
 MakeParams = Callable[..., Params]
 
@@ -372,6 +372,23 @@ def test_the_loss_told_is_not_smoothed(small_params: MakeParams, digits: Dataset
     assert total.item() == pytest.approx(F.cross_entropy(logits, labels, label_smoothing=0.3).item(), rel=1e-5)
     assert loss.item() == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
     assert total.requires_grad and not loss.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "epochs", "expected"),
+    [
+        ("auto", "cuda", 24, False),
+        ("auto", "cuda", 250, True),
+        ("auto", "cpu", 250, False),
+        (True, "cpu", 1, True),
+        (False, "cuda", 250, False),
+    ],
+)
+def test_auto_compiles_where_training_is_long_enough_to_win_the_time_back(
+    small_params: MakeParams, wanted: object, device: str, epochs: int, expected: bool
+) -> None:
+    train = small_params(**{"train.compile": wanted}).train
+    assert compiles(train, torch.device(device), epochs * 45_000) == expected
 
 
 @pytest.mark.slow

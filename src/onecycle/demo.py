@@ -27,7 +27,6 @@ SETTINGS = {
     "model.width": 16,
     "augment.flip_probability": 0,  # a mirrored 2 is no 2
     "one_cycle.max_at_epoch": 2,
-    "train.compile": "false",  # on a GPU, which is done with so little before it has compiled anything
 }
 """What the digits need and `_show` looks for, whatever the workspace has; the rest of the recipe is the workspace's."""
 

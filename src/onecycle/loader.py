@@ -29,6 +29,7 @@ class Loader:
     """The training split as shuffled, augmented batches of one size (images left over wait for the next epoch).
 
     Attributes:
+        batch_size: images in each.
         steps: batches an epoch.
         images_per_epoch: images in them.
     """
@@ -46,7 +47,7 @@ class Loader:
         workers: int,
     ) -> None:
         """Take (N, 32, 32, 3) uint8 `images` and (N,) `labels`; batches arrive on `device` as uint8 and int64."""
-        self._count, self._seed, self._batch_size, self._device = len(labels), seed, batch_size, device
+        self._count, self._seed, self.batch_size, self._device = len(labels), seed, batch_size, device
         self.steps = self._count // batch_size
         self.images_per_epoch = self.steps * batch_size
         self._workers = workers
@@ -63,7 +64,7 @@ class Loader:
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` (from 0), from `first_step` on."""
         batches = order(self._count, self._seed, epoch)[: self.images_per_epoch]
-        rows = batches.reshape(self.steps, self._batch_size)[first_step:]
+        rows = batches.reshape(self.steps, self.batch_size)[first_step:]
         if self._batched is not None:
             at_once = 1 if self._device.type == "cpu" else AT_ONCE
             for several in torch.split(torch.from_numpy(rows).to(self._device), at_once):
