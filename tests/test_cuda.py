@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -16,9 +16,15 @@ from onecycle.params import Params
 
 MakeParams = Callable[..., Params]
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.filterwarnings(  # the compiler's own, of some versions of torch
+        "ignore:`torch.jit.script_method` is:DeprecationWarning", "ignore:TensorFloat32 tensor cores:UserWarning"
+    ),
+]
 
 ON_CUDA = {"train.device": "cuda", "train.compile": False, "model.width": 16}
+LAUNCHES = pytest.mark.parametrize("compiled", [False, "auto", True], ids=["plain", "graphs", "compiled"])
 
 
 def test_augmented_on_the_device_pixels_are_the_same(small_params: MakeParams, digits: Dataset) -> None:
@@ -41,8 +47,8 @@ def test_it_learns(small_params: MakeParams, digits: Dataset, precision: str, op
     assert all(weight.is_cuda for weight in weights.values())
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
-def test_it_trains_like_the_cpu(small_params: MakeParams, digits: Dataset, compiled: bool) -> None:
+@LAUNCHES
+def test_it_trains_like_the_cpu(small_params: MakeParams, digits: Dataset, compiled: object) -> None:
     common = {"augment.backend": "batched", "train.precision": "fp32", "model.width": 16, "epochs": 2}
     common |= {"one_cycle.max_lr": 0.001}  # a rate at which rounding does not grow
     here, _ = outcome(make_run(small_params(**common), digits))
@@ -51,15 +57,35 @@ def test_it_trains_like_the_cpu(small_params: MakeParams, digits: Dataset, compi
         assert one.train_loss == pytest.approx(other.train_loss, abs=0.05)
 
 
-def test_deterministic_it_repeats_and_resumes_to_the_bit(small_params: MakeParams, digits: Dataset) -> None:
-    try:
-        assert_it_repeats_and_resumes_to_the_bit(small_params(**ON_CUDA, **{"train.deterministic": True}), digits)
-    finally:
-        torch.use_deterministic_algorithms(False)
+@pytest.fixture
+def deterministic() -> Iterator[dict[str, object]]:
+    yield {**ON_CUDA, "train.deterministic": True}
+    torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
-def test_a_loss_that_is_not_finite_changes_no_weight(small_params: MakeParams, digits: Dataset, compiled: bool) -> None:
+@pytest.mark.parametrize("changes", [{}, {"train.compile": "auto", "model.dropout": 0.1}], ids=["plain", "graphs"])
+def test_deterministic_it_repeats_and_resumes_to_the_bit(
+    small_params: MakeParams, digits: Dataset, deterministic: dict[str, object], changes: dict[str, object]
+) -> None:
+    assert_it_repeats_and_resumes_to_the_bit(small_params(**{**deterministic, **changes}), digits)
+
+
+def test_in_graphs_it_is_the_same_to_the_bit(
+    small_params: MakeParams, digits: Dataset, deterministic: dict[str, object]
+) -> None:
+    changes = {"optimizer.l1": 0.0001, "train.label_smoothing": 0.1}
+    plain, weights = outcome(make_run(small_params(**{**deterministic, **changes}), digits))
+    run = make_run(small_params(**{**deterministic, **changes, "train.compile": "auto"}), digits)
+    assert run.objective.forward.__qualname__.startswith("make_graphed_callables")
+    graphs, same_weights = outcome(run)
+    assert graphs == plain
+    assert_equal(same_weights, weights)
+
+
+@LAUNCHES
+def test_a_loss_that_is_not_finite_changes_no_weight(
+    small_params: MakeParams, digits: Dataset, compiled: object
+) -> None:
     run = make_run(small_params(**{**ON_CUDA, "train.compile": compiled}), digits)
     before: dict[str, torch.Tensor] = {}
 

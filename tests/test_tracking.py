@@ -299,7 +299,7 @@ def test_a_row_holds_params_tags_metrics_and_how_the_stage_ended(workspace: Work
     summary = folded(workspace)
     assert summary.status == "FINISHED"
     assert summary.stages == {"train": "ran"}
-    assert summary.params["optimizer.weight_decay"] == "0.0005"
+    assert summary.params["optimizer.weight_decay"] == "0.001"
     assert summary.params["data.limit"] == "null"
     assert summary.params["one_cycle.cycle_momentum"] == "true"
     assert summary.metrics == {"train/loss": 1.5, "test/top_5": 0.5}  # MLflow takes no @ in a name

@@ -25,11 +25,12 @@ from onecycle.device import Compute
 from onecycle.errors import UserError
 from onecycle.finite import FiniteLoss
 from onecycle.generators import generator_states, restore_generators, seed_everything
+from onecycle.objective import launch_of
 from onecycle.optimizer import build_optimizer, l1_penalty, set_rate
 from onecycle.params import Params
 from onecycle.preparation import prepare
 from onecycle.schedule import one_cycle
-from onecycle.training import Epoch, Run, compiles
+from onecycle.training import Epoch, Run
 
 MakeParams = Callable[..., Params]
 
@@ -377,18 +378,18 @@ def test_the_loss_told_is_not_smoothed(small_params: MakeParams, digits: Dataset
 @pytest.mark.parametrize(
     ("wanted", "device", "epochs", "expected"),
     [
-        ("auto", "cuda", 24, False),
-        ("auto", "cuda", 250, True),
-        ("auto", "cpu", 250, False),
-        (True, "cpu", 1, True),
-        (False, "cuda", 250, False),
+        ("auto", "cuda", 24, "graphs"),
+        ("auto", "cuda", 250, "compiled"),
+        ("auto", "cpu", 250, "plain"),
+        (True, "cpu", 1, "compiled"),
+        (False, "cuda", 250, "plain"),
     ],
 )
 def test_auto_compiles_where_training_is_long_enough_to_win_the_time_back(
-    small_params: MakeParams, wanted: object, device: str, epochs: int, expected: bool
+    small_params: MakeParams, wanted: object, device: str, epochs: int, expected: str
 ) -> None:
     train = small_params(**{"train.compile": wanted}).train
-    assert compiles(train, torch.device(device), epochs * 45_000) == expected
+    assert launch_of(train, torch.device(device), epochs * 45_000) == expected
 
 
 @pytest.mark.slow

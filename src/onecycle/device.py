@@ -29,7 +29,9 @@ class Compute:
         """The context in which the network's forward pass runs."""
         if self.winograd:
             return Winograd()
-        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
+        autocast = self.precision != torch.float32
+        # Weights cast once and kept would be old ones in the next run of a CUDA graph; no pass uses one twice anyway.
+        return torch.autocast(self.device.type, self.precision, enabled=autocast, cache_enabled=False)
 
     def __str__(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type

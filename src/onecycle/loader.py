@@ -101,6 +101,11 @@ class Loader:
             return self._albumentations(self._images, index, epoch)
         return np.asarray(self._batched(torch.from_numpy(index).to(self._device), epoch).cpu())
 
+    def blank(self) -> Batch:
+        """A batch of black images of class 0, like those of an epoch in shape, type and device."""
+        images = torch.zeros(self.batch_size, *self._images.shape[1:], dtype=torch.uint8, device=self._device)
+        return images, torch.zeros(self.batch_size, dtype=torch.int64, device=self._device)
+
     def endless(self) -> Iterator[Batch]:
         """Epoch after epoch, for the range test."""
         epoch = 0

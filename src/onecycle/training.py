@@ -13,21 +13,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from onecycle.device import InPrecision
 from onecycle.finite import FiniteLoss
 from onecycle.generators import generator_states, restore_generators
-from onecycle.optimizer import build_optimizer, l1_penalty, set_rate
+from onecycle.objective import Launch, Objective, launch_of, launched
+from onecycle.optimizer import build_optimizer, set_rate
 from onecycle.params import OptimizerParams, TrainParams
 from onecycle.preparation import Prepared
 from onecycle.schedule import Schedule
 
 HELD_OUT_BATCH = 1000  # images a forward pass on the held-out split
-
-COMPILING_PAYS = 10_000_000
-"""Images from which on `train.compile: auto` compiles: some 25 s once, against 2.7 µs an image (H200, width 64)."""
 
 
 @dataclass(frozen=True)
@@ -56,24 +54,6 @@ class State:
     best_weights: dict[str, Tensor] | None = None
 
 
-class Objective(nn.Module):
-    """All that a step computes of a batch, as one module, so that `torch.compile` covers it whole."""
-
-    def __init__(self, logits: InPrecision, optimizer: OptimizerParams, train: TrainParams) -> None:
-        super().__init__()
-        self._logits, self._optimizer, self._label_smoothing = logits, optimizer, train.label_smoothing
-
-    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(what is minimised, the mean cross entropy without smoothing, how many of the (N,) `labels` are right)."""
-        logits = self._logits(images)
-        total = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
-        # The held-out images' loss is not smoothed, and the two are read beside each other.
-        loss = F.cross_entropy(logits.detach(), labels) if self._label_smoothing else total.detach()
-        penalty = l1_penalty(self._logits.classifier, self._optimizer)
-        hits = (logits.detach().argmax(dim=1) == labels).sum()
-        return total if penalty is None else total + penalty, loss, hits
-
-
 class Run:
     """A training run: `epochs()` yields each epoch as it ends; `snapshot()` is enough to go on in another process.
 
@@ -87,8 +67,12 @@ class Run:
         optimizer: OptimizerParams,
         train: TrainParams,
         ahead: bool | None = None,
+        launch: Launch | None = None,
     ) -> None:
-        """`ahead`: whether steps follow each other without waiting for the device; None: on CUDA."""
+        """`ahead`: whether steps follow each other without waiting for the device; None: on CUDA.
+
+        `launch` is as `train.compile` has it where it is None.
+        """
         compute = prepared.compute
         self.classifier, self.device = prepared.classifier, compute.device
         if ahead is None:
@@ -102,10 +86,9 @@ class Run:
         self._finite = FiniteLoss(self._optimizer, schedule.learning_rate, self._loader.steps, self.device, ahead)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=compute.precision == torch.float16)
         self._logits = InPrecision(self.classifier, compute)
-        objective = Objective(self._logits, optimizer, train)
-        compiled = compiles(train, self.device, self.total_steps * self._loader.batch_size)
-        # CUDA graphs; "max-autotune" spends a minute on Triton convolutions and keeps those of cuDNN
-        self.objective: Callable[..., Any] = torch.compile(objective, mode="reduce-overhead") if compiled else objective
+        if launch is None:
+            launch = launch_of(train, self.device, self.total_steps * self._loader.batch_size)
+        self.objective = launched(Objective(self._logits, optimizer, train), launch, *self._loader.blank())
         self._held_images = torch.from_numpy(np.array(prepared.held_out_images)).to(self.device)
         self._held_labels = torch.from_numpy(np.array(prepared.held_out_labels)).to(self.device)
 
@@ -153,7 +136,7 @@ class Run:
         torch.autograd.backward(self._scaler.scale(total))
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        state.loss_sum += _like(state.loss_sum, loss) * len(labels)
+        state.loss_sum += _like(state.loss_sum, loss.detach()) * len(labels)  # CUDA graphs forget that it was detached
         state.hits += _like(state.hits, hits)
         state.seen += len(labels)
         state.step += 1
@@ -244,14 +227,6 @@ class Run:
             best_weights=snapshot["best_weights"],
         )
         restore_generators(snapshot["generators"])
-
-
-def compiles(train: TrainParams, device: torch.device, images: int) -> bool:
-    """Whether training on so many images, epochs times those of one, is compiled first.
-
-    `auto` compiles for CUDA where training is long enough to win the time back; on a CPU it makes bf16 slower.
-    """
-    return train.compile is True or (train.compile == "auto" and device.type == "cuda" and images >= COMPILING_PAYS)
 
 
 def _no_sums(device: torch.device) -> tuple[Tensor, Tensor]:

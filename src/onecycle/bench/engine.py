@@ -21,11 +21,12 @@ from onecycle.bench.timing import Stopwatch, Task, images
 from onecycle.device import Compute, InPrecision, select
 from onecycle.loader import Loader, backend, worker_count
 from onecycle.model import Classifier
+from onecycle.objective import launch_of
 from onecycle.params import Params, TrainParams
 from onecycle.preparation import Prepared, prepare
 from onecycle.schedule import Schedule
 from onecycle.tracking.context import processor
-from onecycle.training import Run, compiles
+from onecycle.training import Run
 
 BACKENDS = ("albumentations", "batched")
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -124,10 +125,9 @@ def _names(compute: Compute) -> tuple[str, str]:
 def _run(prepared: Prepared, params: Params) -> Run:
     """A run that neither ends nor gets anywhere."""
     momentum = np.full(STEPS, 0.9) if params.one_cycle.cycle_momentum else None
-    whole = params.epochs * prepared.loader.images_per_epoch  # of the real run, which is compiled or not as this one
-    compile_it = compiles(params.train, prepared.compute.device, whole)
-    train = params.train.model_copy(update={"early_stop_patience": 0, "keep": "last", "compile": compile_it})
-    return Run(prepared, Schedule(np.full(STEPS, 1e-6), momentum), params.optimizer, train)
+    train = params.train.model_copy(update={"early_stop_patience": 0, "keep": "last"})
+    launch = launch_of(train, prepared.compute.device, params.epochs * prepared.loader.images_per_epoch)
+    return Run(prepared, Schedule(np.full(STEPS, 1e-6), momentum), params.optimizer, train, launch=launch)
 
 
 def _reading(loader: Loader, device: torch.device, prefetched: int) -> Callable[[int], float]:
