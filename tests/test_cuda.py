@@ -19,7 +19,9 @@ MakeParams = Callable[..., Params]
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
     pytest.mark.filterwarnings(  # the compiler's own, of some versions of torch
-        "ignore:`torch.jit.script_method` is:DeprecationWarning", "ignore:TensorFloat32 tensor cores:UserWarning"
+        "ignore:`torch.jit.script_method` is:DeprecationWarning",
+        "ignore:TensorFloat32 tensor cores:UserWarning",
+        "ignore:The CUDA Graph is empty:UserWarning",
     ),
 ]
 

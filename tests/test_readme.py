@@ -73,7 +73,7 @@ NOT_RUN = {
     ),
     "needs runs, a model or pictures that are not here; their own tests have them": (
         "onecycle compare demo longer",
-        "onecycle compare exercise steepest",
+        "onecycle compare exercise-50k page",
         "onecycle compare a1,a2,a3 b1,b2,b3",
         "onecycle gate --baseline demo --candidate longer",
         "onecycle show longer",

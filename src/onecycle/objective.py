@@ -67,6 +67,8 @@ def _captured(objective: Objective, images: Tensor, labels: Tensor) -> Step:
     generators = generator_states(images.device)
     objective.train()
     captured = torch.cuda.make_graphed_callables(objective, (images, labels))
+    # It is recorded on a stream of its own, to which autograd then sees the weights belong.
+    torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
     objective.load_state_dict(state)  # the passes that warm up count in batch norm's statistics, and draw dropout
     restore_generators(generators)
     return cast(Step, captured)
