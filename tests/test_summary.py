@@ -110,6 +110,29 @@ def test_groups_and_their_figures(found: Found) -> None:
     assert not {"n", "accuracy_low", "accuracy_high"} & set(group.metrics)
 
 
+def test_a_recipe_kept_as_a_reference_is_called_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = repository(tmp_path / "repo")
+    made(folder, 0, 600)
+    runs = {"mirror/seed-1": {}, "sgd/seed-0": {"optimizer.name": "sgd"}, "sgd/seed-1": {"optimizer.name": "sgd"}}
+    runs |= {"twice/seed-0": {"epochs": 12}, "twice/seed-1": {"epochs": 13}}
+    for number, (name, params) in enumerate(runs.items()):
+        write_run(folder / "results/reference" / name, errors(375, 300 + number, 3000))
+        set_params(folder / "results/reference" / name, {"seed": int(name[-1]), **params})
+    commit(folder, "references")
+    monkeypatch.chdir(folder)
+    groups = summary.groups(executions().executions)
+    assert {(group.label, group.differs, len(group.runs)) for group in groups} == {
+        ("as workspace", "", 2),
+        ("sgd", "optimizer.name=sgd", 2),
+        ("epochs=12", "", 1),
+        ("epochs=13", "", 1),
+    }
+    text = tables.markdown(summary.page(groups, {}))
+    assert "| sgd | 2 |" in text
+    assert "| results/reference/sgd/seed-0 | sgd | 0 |" in text
+    assert "sgd: optimizer.name=sgd" in text
+
+
 def test_what_it_prints(found: Found) -> None:
     groups = summary.groups(found.executions)
     text = tables.markdown(summary.page(groups, found.left_out))

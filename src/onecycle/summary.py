@@ -16,7 +16,7 @@ from onecycle.errors import UserError
 from onecycle.executions import Execution
 from onecycle.recipe import SEED, recipe_differing
 from onecycle.results import RANGES
-from onecycle.revisions import WORKSPACE
+from onecycle.revisions import REFERENCE, WORKSPACE
 from onecycle.stats_tests import Mean, mean_of_runs
 from onecycle.tables import Page, Table
 from onecycle.tracking.yaml_values import spelled
@@ -31,8 +31,10 @@ class Group:
     """Executions whose params differ in nothing but the seed."""
 
     label: str
-    """What it is by its params, or how they differ from those of the group the others are seen from."""
+    """A recipe's name below results/reference, or how its params differ from those the others are seen from."""
     runs: tuple[Execution, ...]
+    differs: str = ""
+    """By what params, where the label is a name."""
 
     def values(self, metric: str) -> list[float]:
         """A metric of every run."""
@@ -84,7 +86,14 @@ def groups(executions: Sequence[Execution]) -> list[Group]:
         (members for name in HERE for members in gathered if any(name in run.names for run in members)),
         max(gathered, key=len),
     )
-    found = [Group(_label(members, base), tuple(members)) for members in gathered]
+    named = [_recipe(members) for members in gathered]
+    found = []
+    for members, name in zip(gathered, named, strict=True):
+        label = _label(members, base)
+        if members is not base and name and named.count(name) == 1:
+            found.append(Group(name, tuple(members), label))
+        else:
+            found.append(Group(label, tuple(members)))
     return sorted(found, key=lambda group: fmean(group.values("accuracy")), reverse=True)
 
 
@@ -93,6 +102,13 @@ def _alike(one: Execution, other: Execution) -> bool:
     first, second = one.results, other.results
     known = bool(first.params) and bool(second.params)
     return known and first.digest == second.digest and not recipe_differing(first.params, second.params)
+
+
+def _recipe(members: Sequence[Execution]) -> str | None:
+    """The one folder of results/reference/<recipe>/seed-<n> that has runs of this group."""
+    folders = [Path(name).parent for run in members for name in run.names]
+    recipes = {folder.name for folder in folders if folder.parent == REFERENCE}
+    return recipes.pop() if len(recipes) == 1 else None
 
 
 def _label(members: Sequence[Execution], base: Sequence[Execution]) -> str:
@@ -128,6 +144,7 @@ def page(found: Sequence[Group], left_out: dict[str, str]) -> Page:
         for run in group.runs
     ]
     parts.append(Table("Executions", ("execution", "recipe", "seed", "accuracy", "loss", "training"), runs))
+    parts += [f"{group.label}: {group.differs}" for group in found if group.differs]
     parts.append("Accuracy and loss on the test set: mean ± standard deviation between runs, and Student's t-interval.")
     parts += [
         f"{group.label}: its runs come from {versions} versions of the code, which may be a difference, too."
@@ -144,6 +161,7 @@ def document(found: Sequence[Group], left_out: dict[str, str]) -> dict[str, Any]
         "recipes": [
             {
                 "recipe": group.label,
+                "differs": group.differs,
                 "params": {key: value for key, value in group.runs[0].results.params.items() if key != SEED},
                 "dataset_digest": group.runs[0].results.digest,
                 "n": len(group.runs),
