@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,6 +16,7 @@ from onecycle.augment import ORDER, Albumentations, Batched, stream
 from onecycle.params import AugmentParams
 
 Batch = tuple[Tensor, Tensor]
+Turn = tuple[int, NDArray[np.int64]]
 
 AT_ONCE = 16
 """Batches augmented in one go on a GPU: with a single one it is done before it hears of the next. A CPU never waits."""
@@ -50,7 +52,6 @@ class Loader:
         self._count, self._seed, self.batch_size, self._device = len(labels), seed, batch_size, device
         self.steps = self._count // batch_size
         self.images_per_epoch = self.steps * batch_size
-        self._workers = workers
         self._images = images
         self._batched: Batched | None = None
         self._labels = torch.from_numpy(np.ascontiguousarray(labels))
@@ -60,9 +61,21 @@ class Loader:
             self._labels = self._labels.to(device)
         else:
             self._albumentations = Albumentations(augment, mean, seed, images.shape[1])
+            self._turns: list[Turn] = []
+            self._loading = DataLoader(
+                _AugmentedBatches(images, self._albumentations),
+                batch_size=None,
+                sampler=self._turns,
+                num_workers=workers,
+                multiprocessing_context=start_method(device) if workers else None,
+                worker_init_fn=_leave_interrupts_to_the_stage,
+                persistent_workers=workers > 0,
+                generator=torch.Generator(),  # else it draws a seed from the generator that dropout draws from
+                pin_memory=device.type == "cuda",  # copies to the device need not wait for it then
+            )
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The batches of `epoch` (from 0), from `first_step` on."""
+        """The batches of `epoch` (from 0), from `first_step` on. To begin one ends the one before."""
         batches = order(self._count, self._seed, epoch)[: self.images_per_epoch]
         rows = batches.reshape(self.steps, self.batch_size)[first_step:]
         if self._batched is not None:
@@ -70,17 +83,8 @@ class Loader:
             for several in torch.split(torch.from_numpy(rows).to(self._device), at_once):
                 yield from zip(self._several(several, epoch), self._labels[several], strict=True)
             return
-        augmented = _AugmentedBatches(self._images, self._albumentations, rows, epoch)
-        own = torch.Generator()  # else the loader draws a seed from the generator that dropout draws from
-        loading = DataLoader(
-            augmented,
-            batch_size=None,
-            shuffle=False,
-            num_workers=self._workers,
-            generator=own,
-            pin_memory=self._device.type == "cuda",  # copies to the device need not wait for it then
-        )
-        for images, index in loading:
+        self._turns[:] = [(epoch, row) for row in rows]
+        for images, index in self._loading:
             yield images.to(self._device, non_blocking=True), self._labels[index].to(self._device)
 
     def _several(self, index: Tensor, epoch: int) -> Tensor:
@@ -115,17 +119,24 @@ class Loader:
 
 
 class _AugmentedBatches(Dataset[Batch]):
-    """Batch i of an epoch; a map, so that loader processes can share the work and order stays."""
+    """The augmented images of (epoch, index), and index; a map, so that loader processes share work and order stays."""
 
-    def __init__(self, images: NDArray[np.uint8], augment: Albumentations, rows: NDArray[np.int64], epoch: int) -> None:
-        self._images, self._augment, self._rows, self._epoch = images, augment, rows, epoch
+    def __init__(self, images: NDArray[np.uint8], augment: Albumentations) -> None:
+        self._images, self._augment = images, augment
 
-    def __len__(self) -> int:
-        return len(self._rows)
+    def __getitem__(self, turn: Turn) -> Batch:
+        epoch, index = turn
+        return torch.from_numpy(self._augment(self._images, index, epoch)), torch.from_numpy(index)
 
-    def __getitem__(self, step: int) -> Batch:
-        index = self._rows[step]
-        return torch.from_numpy(self._augment(self._images, index, self._epoch)), torch.from_numpy(index)
+
+def start_method(device: torch.device) -> str | None:
+    """How loader processes start: under CUDA from a server, as what is forked off a process with a GPU may not end."""
+    return "forkserver" if device.type == "cuda" else None
+
+
+def _leave_interrupts_to_the_stage(_worker: int) -> None:
+    """Ctrl-C reaches each process of a terminal; the stage finishes its step, for which it needs what these load."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def backend(augment: AugmentParams, device: torch.device) -> str:

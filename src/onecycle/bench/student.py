@@ -20,7 +20,8 @@ from onecycle.bench.timing import Stopwatch, Task, images
 from onecycle.model import build_network
 from onecycle.params import Params
 
-CUDA_WORKERS = 4
+CUDA_WORKERS: dict[str, Any] = {"num_workers": 4, "pin_memory": True, "multiprocessing_context": "forkserver"}
+"""How notebooks load where there is CUDA; from a server, as what is forked off a process with a GPU may not end."""
 
 
 class Student:
@@ -32,7 +33,7 @@ class Student:
         if params.train.threads:
             torch.set_num_threads(params.train.threads)
         self._device = torch.device(kind)
-        self._warm_up = 2 * CUDA_WORKERS if kind == "cuda" else 0
+        self._warm_up = 2 * CUDA_WORKERS["num_workers"] if kind == "cuda" else 0
         self._steps = _train(params, Pictures(dataset.train_images, dataset.train_labels), self._device)
         self._task = Task(params.batch_size, self._seconds)
 
@@ -84,7 +85,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 
 def _train(params: Params, pictures: Pictures, device: torch.device) -> Iterator[float]:
     """Train for ever; the loss of each step."""
-    loading: dict[str, Any] = {"num_workers": CUDA_WORKERS, "pin_memory": True} if device.type == "cuda" else {}
+    loading = CUDA_WORKERS if device.type == "cuda" else {}
     # only whole batches, so that each step counts alike
     loader = DataLoader(pictures, batch_size=params.batch_size, shuffle=True, drop_last=True, **loading)
     model = build_network(params.model, 10).to(memory_format=torch.contiguous_format).to(device).train()

@@ -1,0 +1,103 @@
+"""Batches are a function of (seed, epoch, index), whoever loads them; loader processes live as long as their loader."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from conftest import set_params
+from ending import HANG_SECONDS
+
+from onecycle import loader
+from onecycle.data import Dataset
+from onecycle.loader import Batch, Loader
+from onecycle.params import Params
+
+MakeParams = Callable[..., Params]
+
+CPU = torch.device("cpu")
+
+
+def make_loader(params: Params, digits: Dataset, workers: int) -> Loader:
+    return Loader(
+        digits.train_images,
+        digits.train_labels,
+        params.augment,
+        np.full(3, 0.5),
+        batch_size=params.batch_size,
+        seed=params.seed,
+        device=CPU,
+        workers=workers,
+    )
+
+
+def assert_same(some: list[Batch], others: list[Batch]) -> None:
+    for (images, labels), (other_images, other_labels) in zip(some, others, strict=True):
+        assert torch.equal(images, other_images)
+        assert torch.equal(labels, other_labels)
+
+
+@pytest.mark.parametrize("method", [None, "forkserver", "spawn"], ids=["default", "forkserver", "spawn"])
+def test_loader_processes_change_nothing_however_they_start(
+    small_params: MakeParams, digits: Dataset, monkeypatch: pytest.MonkeyPatch, method: str | None
+) -> None:
+    alone = make_loader(small_params(), digits, 0)
+    first, second = list(alone.epoch(0)), list(alone.epoch(1))
+    assert not torch.equal(first[0][0], second[0][0])
+
+    monkeypatch.setattr(loader, "start_method", lambda _device: method)
+    shared = make_loader(small_params(), digits, 2)
+    assert_same(list(shared.epoch(0)), first)
+    processes = multiprocessing.active_children()
+    assert len(processes) == 2
+    assert_same(list(islice(shared.epoch(1), 2)), second[:2])  # the rest is on its way, and nobody takes it
+    assert_same(list(shared.epoch(1, first_step=3)), second[3:])
+    assert set(multiprocessing.active_children()) == set(processes), "started once"
+    del shared
+    for process in processes:
+        process.join(HANG_SECONDS)
+        assert process.exitcode == 0
+
+
+def test_under_cuda_nothing_is_forked_off_the_process_that_uses_it() -> None:
+    assert loader.start_method(torch.device("cuda")) == "forkserver"
+    assert loader.start_method(CPU) is None
+
+
+def test_ctrl_c_in_a_terminal_stops_a_stage_with_loader_processes_after_its_step(workspace: Path) -> None:
+    """There each process of the stage gets the signal; what they load is still needed."""
+    set_params(workspace, {"epochs": 100_000, "runtime.workers": 2, "runtime.checkpoint_seconds": 0.05})
+    stage = subprocess.Popen(
+        [sys.executable, "-m", "stages.train"],
+        cwd=workspace,
+        env={**os.environ, "ONECYCLE_TRACKING": "journal"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + HANG_SECONDS
+    while not list((workspace / ".state" / "train").glob("*/step-*.ckpt")):
+        assert stage.poll() is None, stage.communicate()[0]
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+    loading = psutil.Process(stage.pid).children(recursive=True)
+    assert len(loading) >= 2
+    os.killpg(stage.pid, signal.SIGINT)
+    said, _ = stage.communicate(timeout=HANG_SECONDS)
+    assert stage.returncode == 128 + signal.SIGINT
+    assert said.splitlines()[-1] == "stopped by SIGINT"
+    assert "Traceback" not in said
+    _, alive = psutil.wait_procs(loading, timeout=HANG_SECONDS)
+    assert not alive
