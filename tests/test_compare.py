@@ -113,12 +113,53 @@ def test_three_seeds_a_side_are_compared_as_runs(tmp_path: Path) -> None:
     assert comparison.params == {}
 
 
+def test_one_run_against_several_and_two_against_two(tmp_path: Path) -> None:
+    for seed in range(3):
+        for name, wrong in (("a", 225), ("b", 285)):
+            write_run(tmp_path / f"{name}{seed}", errors(375, wrong + 8 * seed, 300 * seed))
+            set_params(tmp_path / f"{name}{seed}", {"seed": seed})
+    alone = compare.compare(side(tmp_path, "a0", "a1", "a2"), side(tmp_path, "b0"))
+    assert (alone.test, alone.verdict) == ("Student's t-test", "worse")
+    assert (alone.deviation, alone.deviation_source) == (pytest.approx(0.0008), "these runs")
+    assert alone.only_first_right is None and alone.classes[0].low is not None
+    pairs = compare.compare(side(tmp_path, "a0", "a1"), side(tmp_path, "b0", "b2"))
+    assert (pairs.test, pairs.p) == ("Welch's t-test", pytest.approx(0.05, abs=0.05))
+
+
 def test_runs_that_do_not_vary_are_refused(tmp_path: Path) -> None:
     for position in range(3):
         write_run(tmp_path / f"a{position}", np.arange(30) + position, images=500)
         write_run(tmp_path / f"b{position}", np.arange(40) + position, images=500)
     with pytest.raises(UserError, match="accuracy does not vary between the runs of either side"):
         compare.compare(side(tmp_path, "a0", "a1", "a2"), side(tmp_path, "b0", "b1", "b2"))
+
+
+def test_what_is_known_of_equal_runs_widens_what_their_images_show(runs: Path) -> None:
+    sides = side(runs, "first"), side(runs, "second")
+    known = compare.Spread(0.004, "2 seeds of exercise in results/reference")
+    comparison = compare.compare(*sides, known)
+    assert (comparison.verdict, comparison.deviation) == ("no evidence", 0.004)
+    accuracy = next(row for row in comparison.metrics if row.name == "accuracy")
+    assert accuracy.low is not None and accuracy.high is not None
+    assert (accuracy.difference, accuracy.low, accuracy.high) == pytest.approx((-0.006, -0.0172, 0.0052), abs=2e-4)
+    test = "McNemar's test with the deviation of 2 seeds of exercise in results/reference"
+    assert compare.sentence(comparison).endswith(f"p = 0.29, {test}")
+    assert "0.40 points, 2 seeds of exercise in results/reference)." in tables.markdown(compare.page(comparison))
+    less = compare.compare(*sides, compare.Spread(0.001, "2 seeds"))
+    assert less == compare.compare(*sides)
+
+
+def test_two_seeds_of_one_recipe_and_code_are_said_to_be_that(tmp_path: Path) -> None:
+    for seed, code in ((0, "c1"), (1, "c1"), (2, "c2")):
+        write_run(tmp_path / f"{seed}", errors(375, 225, 300 * seed))
+        set_params(tmp_path / f"{seed}", {"seed": seed})
+        hashes = {"outputs": {}, "code": {"src/onecycle/training.py": code}}
+        (tmp_path / f"{seed}" / "hashes.json").write_text(json.dumps(hashes), encoding="utf-8")
+    told = "Both are the same code and recipe with other seeds: what differs is chance."
+    for other, expected in (("1", True), ("2", False), ("0", False)):
+        comparison = compared(tmp_path, "0", other)
+        assert comparison.replicates is expected
+        assert (told in compare.page(comparison)) is expected
 
 
 def test_what_it_prints(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,6 +101,30 @@ def kept(folder: Path, name: str) -> dict[str, Any]:
     return document
 
 
+def test_the_gate_knows_how_far_the_seeds_of_a_recipe_are_apart(folder: Path, onecycle: Run) -> None:
+    """Two seeds 0.8 points apart are no regression of one another; a loss beyond that is one, also of other params."""
+    for seed, wrong in ((0, 600), (1, 680)):
+        made(folder, seed, wrong)
+        assert onecycle(folder, "record", "workspace", "--recipe", "exercise")[0] == 0
+    gate = ("gate", "--baseline", "results/reference/exercise/seed-0", "--json")
+    code, said, _ = onecycle(folder, *gate)
+    judged = json.loads(said)
+    assert (code, judged["verdict"]) == (0, "inconclusive") and judged["seeds"] > 10
+    source = "2 seeds of exercise in results/reference"
+    assert judged["deviation"] == {"deviation": pytest.approx(0.008 / 2**0.5), "source": source}
+    code, said, _ = onecycle(folder, "compare", "results/reference/exercise/seed-0", "workspace", "--json")
+    assert (code, json.loads(said)[0]["deviation_source"]) == (0, source)
+
+    made(folder, 0, 900, epochs=30)
+    assert onecycle(folder, *gate)[0] == 1
+    judged = json.loads(onecycle(folder, "gate", "--baseline", "exercise", "--json")[1])
+    assert (judged["deviation"]["source"], judged["checks"][0]["verdict"]) == ("these runs", "inconclusive")
+
+    shutil.rmtree(folder / "results/reference/exercise/seed-1")
+    made(folder, 1, 680)
+    assert onecycle(folder, *gate)[0] == 1, "as the images alone have it"
+
+
 def test_what_is_kept_of_a_run(folder: Path, onecycle: Run) -> None:
     row(0)
     code, said, _ = onecycle(folder, "record", "workspace", "--recipe", "exercise")

@@ -9,23 +9,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.stats import binom, binomtest, chi2, ttest_1samp, ttest_ind
+from scipy.stats import binom, binomtest, chi2, t, ttest_1samp, ttest_ind
 from statsmodels.stats.power import TTestIndPower
 
 from onecycle import stats_tests
 from onecycle.stats_tests import (
     Discordant,
     discordant,
+    excess_deviation,
     mcnemar_p,
     mean_of_runs,
+    means_difference,
+    means_p,
+    means_test,
     paired_difference,
     pooled_deviation,
     resampled_differences,
     run_deviation,
     runs_to_see,
     runs_to_settle,
-    welch_difference,
-    welch_p,
     wilson,
 )
 
@@ -89,19 +91,64 @@ def test_welch_is_scipys() -> None:
     first, second = [0.930, 0.932, 0.929], [0.936, 0.931, 0.935, 0.938]
     expected = ttest_ind(second, first, equal_var=False)
     interval = expected.confidence_interval(0.9)
-    value, low, high = welch_difference(first, second, 0.9)
-    assert welch_p(first, second) == pytest.approx(expected.pvalue)
+    value, low, high = means_difference(first, second, 0.9)
+    assert means_p(first, second) == pytest.approx(expected.pvalue)
     assert (value, low, high) == pytest.approx((0.935 - 0.930333333, interval.low, interval.high), abs=1e-8)
     constant = [0.93, 0.93, 0.93]
-    assert welch_difference(constant, second).value == pytest.approx(0.005)
+    assert means_difference(constant, second).value == pytest.approx(0.005)
+
+
+def test_one_run_is_judged_by_the_spread_of_several() -> None:
+    """Crawford and Howell's modified t (1998): (x - mean) / (s · √(1 + 1/n)), n - 1 degrees of freedom."""
+    several, alone = [0.9353, 0.9304, 0.9365], [0.9280]
+    error = np.std(several, ddof=1) * np.sqrt(1 + 1 / 3)
+    value, low, high = means_difference(several, alone, 0.9)
+    assert value == pytest.approx(alone[0] - np.mean(several))
+    assert (high - value, value - low) == pytest.approx([t.ppf(0.95, 2) * error] * 2)
+    assert means_p(several, alone) == pytest.approx(2 * t.sf(abs(value) / error, 2)) == means_p(alone, several)
+    assert means_difference(alone, several, 0.9) == pytest.approx((-value, -high, -low))
+    assert (means_test(several, alone), means_test(several, several)) == ("Student's t-test", "Welch's t-test")
+
+
+@pytest.mark.parametrize("deviation", [0.0015, 0.0035])
+@pytest.mark.parametrize("sizes", [(1, 3), (5, 1), (2, 2), (3, 2)])
+def test_equal_runs_are_told_apart_no_more_often_than_promised(sizes: tuple[int, int], deviation: float) -> None:
+    draw = np.random.default_rng(7)
+    sides = [draw.normal(0.935, deviation, (2000, size)).tolist() for size in sizes]
+    alarms = np.mean([means_p(first, second) < 0.05 for first, second in zip(*sides, strict=True)])
+    assert alarms < 0.065
 
 
 @pytest.mark.parametrize(
-    ("second", "why"), [([0.93], "fewer than two runs"), ([0.93, 0.93, 0.93], "no two runs of a side differ")]
+    ("first", "second", "why"),
+    [
+        ([0.94], [0.93], "both sides are of one run"),
+        ([0.94, 0.94, 0.94], [0.93, 0.93, 0.93], "no two runs of a side differ"),
+        ([0.94, 0.94, 0.94], [0.93], "no two runs of a side differ"),
+    ],
 )
-def test_welch_refuses_runs_that_say_nothing(second: list[float], why: str) -> None:
+def test_runs_that_say_nothing_are_refused(first: list[float], second: list[float], why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        welch_difference([0.94, 0.94, 0.94], second)
+        means_difference(first, second)
+
+
+@pytest.mark.parametrize("known", [0.0005, 0.002, 0.0035])
+def test_what_equal_runs_deviate_by_beyond_their_images_raises_no_alarm(known: float) -> None:
+    """Each image an independent draw, and each run's own luck on top; less than the images show changes nothing."""
+    draw, images = np.random.default_rng(11), 10_000
+    luck = np.sqrt(max(0.0, known**2 - 0.0015**2)) * draw.normal(size=(2, 2000))
+    shift = np.clip((luck[1] - luck[0]) / 2, -0.02, 0.02)
+    shares = np.stack([0.0225 - shift, 0.0225 + shift, np.full(2000, 0.955)], axis=1)
+    counts = [Discordant(first, second, images) for first, second, _ in draw.multinomial(images, shares).tolist()]
+    excess = [excess_deviation(each, known) for each in counts]
+    alarms = np.mean([mcnemar_p(each, more) < 0.05 for each, more in zip(counts, excess, strict=True)])
+    covered = [paired_difference(each, 0.95, more) for each, more in zip(counts, excess, strict=True)]
+    assert 0.03 < alarms < 0.07
+    assert np.mean([low > 0 or high < 0 for _, low, high in covered]) < 0.07
+    if known < 0.0015:
+        assert set(excess) == {0.0}
+    elif known == 0.0035:
+        assert np.mean([mcnemar_p(each) < 0.05 for each in counts]) > 0.3, "as the images alone would have it"
 
 
 def test_wilson_is_the_textbook_interval() -> None:
@@ -116,6 +163,7 @@ def test_the_deviation_between_runs_follows_from_their_disagreement() -> None:
     assert run_deviation(Discordant(0, 1, 360)) == pytest.approx(np.sqrt(0.045 / 360 / 2))  # the same share on fewer
     assert run_deviation(Discordant(18, 18, 360)) == pytest.approx(np.sqrt(0.1 / 360 / 2))
     assert pooled_deviation([0.0, 2.0], [0.0, 4.0]) == pytest.approx(np.sqrt((2 + 8) / 2))
+    assert pooled_deviation([0.0, 2.0], [1.0]) == pytest.approx(np.sqrt(2))
 
 
 def test_mean_of_runs_has_students_interval() -> None:
@@ -162,7 +210,7 @@ def test_how_many_runs_settle_a_margin() -> None:
     def width(runs: int) -> float:
         scores = np.linspace(-1, 1, runs)
         side = 0.01 * scores / scores.std(ddof=1)
-        _, low, high = welch_difference(side.tolist(), side.tolist(), 0.9)
+        _, low, high = means_difference(side.tolist(), side.tolist(), 0.9)
         return high - low
 
     runs = runs_to_settle(0.005, 0.01, 0.05)

@@ -107,11 +107,11 @@ def compare(options: argparse.Namespace) -> None:
         raise UserError("compare takes two runs or more; try `onecycle compare HEAD workspace`")
     import json
 
-    from onecycle import compare, tables
+    from onecycle import compare, reference, tables
     from onecycle.results import read_side
 
     first, *others = (read_side(names) for names in options.sides)
-    comparisons = [compare.compare(first, other) for other in others]
+    comparisons = [compare.compare(first, other, reference.spread(*first, *other)) for other in others]
     if options.pictures:
         from onecycle.report import disagreements
 
@@ -130,7 +130,7 @@ def compare(options: argparse.Namespace) -> None:
 def gate(options: argparse.Namespace) -> int:
     import json
 
-    from onecycle import gate, tables
+    from onecycle import gate, reference, tables
     from onecycle.params import load
     from onecycle.results import Results, read_side
     from onecycle.revisions import AbsentError
@@ -145,7 +145,7 @@ def gate(options: argparse.Namespace) -> int:
     except AbsentError as absent:
         if not options.allow_no_baseline:
             raise UserError(f"{absent}; or pass --allow-no-baseline, and only the floor judges") from None
-    judgement = gate.judge(baseline, candidate, limits)
+    judgement = gate.judge(baseline, candidate, limits, reference.spread(*baseline, *candidate))
     if options.json:
         print(json.dumps(gate.document(judgement, limits, options.strict), indent=2))
     else:

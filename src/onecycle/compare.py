@@ -1,35 +1,37 @@
 """How two recipes differ, in params and in results, and whether the results say that one is better.
 
 onecycle compare main workspace               # one run a side: paired on the same test images
-onecycle compare a1,a2,a3 b1,b2,b3            # three or more a side: Welch's t-test on the runs
+onecycle compare a1,a2,a3 b1,b2,b3            # several: a t-test on the runs
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onecycle import evaluation
 from onecycle.errors import UserError
+from onecycle.recipe import SEED, recipe_differing
 from onecycle.results import RANGES, Results, check_comparable, differing
 from onecycle.stats_tests import (
     FEW_DISCORDANT,
-    FEW_RUNS,
     Difference,
     Discordant,
     discordant,
+    excess_deviation,
     mcnemar_p,
+    means_difference,
+    means_p,
+    means_test,
     paired_difference,
     pooled_deviation,
     resampled_differences,
     run_deviation,
     runs_to_see,
-    welch_difference,
-    welch_p,
 )
 from onecycle.tables import Page, Table
 from onecycle.tracking.yaml_values import spelled
@@ -44,6 +46,15 @@ RESAMPLED = ("ece", "macro_precision", "macro_recall", "macro_f1")
 """Metrics that predictions tell and that are no means over images."""
 UNCOMPARED = ("accuracy_low", "accuracy_high", "n")
 """The ends of an interval say nothing that the interval of the difference does not say better; n is the same."""
+
+
+class Spread(NamedTuple):
+    """How far equal runs of a recipe are apart, where several of them tell."""
+
+    deviation: float
+    """Standard deviation of accuracy."""
+    source: str
+    """Which runs, in words."""
 
 
 @dataclass(frozen=True)
@@ -76,46 +87,53 @@ class Comparison:
     test: str
     p: float
     deviation: float
-    """Between equal runs, of accuracy: measured, or assumed with one run a side."""
+    """Between equal runs, of accuracy."""
+    deviation_source: str
+    """What tells it, in words."""
+    replicates: bool
+    """Whether the two sides are one recipe and one code, with other seeds."""
     runs_to_see: dict[float, int]
     """Runs each, by difference of accuracy: two-sided level 0.05, power 0.9."""
     verdict: Verdict
 
 
 def replicated(first: Side, second: Side) -> bool:
-    """Whether the runs themselves are the sample, three or more a side; else it is one run each.
+    """Whether the runs themselves are the sample, with several on a side; else it is one run each.
 
     Raises:
-        UserError: it is neither, or the sides were tested on other images.
+        UserError: the sides were tested on other images.
     """
     check_comparable(first, second)
-    sizes = (len(first), len(second))
-    if sizes == (1, 1):
-        return False
-    if min(sizes) < FEW_RUNS:
-        raise UserError(f"give one run a side, or {FEW_RUNS} or more on both (a1,a2,a3), got {sizes[0]} and {sizes[1]}")
-    return True
+    return max(len(first), len(second)) > 1
 
 
-def accuracy_difference(first: Side, second: Side, confidence: float = 0.95) -> Difference:
-    """Accuracy of the second side minus that of the first.
+def accuracy_difference(
+    first: Side, second: Side, confidence: float = 0.95, spread: Spread | None = None
+) -> Difference:
+    """Accuracy of the second side minus that of the first; one run a side is paired, and widened by a known `spread`.
 
     Raises:
         UserError: as `replicated`, or all runs of a side are equally accurate, on both sides.
     """
     if not replicated(first, second):
-        return paired_difference(_discordant(first, second), confidence)
+        counts = _discordant(first, second)
+        return paired_difference(counts, confidence, _excess(counts, spread))
     try:
-        return welch_difference(values(first, "accuracy"), values(second, "accuracy"), confidence)
+        return means_difference(values(first, "accuracy"), values(second, "accuracy"), confidence)
     except ValueError:
         raise UserError("accuracy does not vary between the runs of either side; add runs with other seeds") from None
 
 
-def deviation_between_runs(first: Side, second: Side) -> float:
-    """Standard deviation of accuracy between equal runs: of those given, or assumed with one a side."""
+def between_runs(first: Side, second: Side, spread: Spread | None = None) -> Spread:
+    """How far equal runs are apart: as those given tell, or with one a side a known `spread`, or their images."""
     if replicated(first, second):
-        return pooled_deviation(values(first, "accuracy"), values(second, "accuracy"))
-    return run_deviation(_discordant(first, second))
+        return Spread(pooled_deviation(values(first, "accuracy"), values(second, "accuracy")), "these runs")
+    assumed = run_deviation(_discordant(first, second))
+    return spread if spread and spread.deviation > assumed else Spread(assumed, "assumed")
+
+
+def _excess(counts: Discordant, spread: Spread | None) -> float:
+    return excess_deviation(counts, spread.deviation) if spread else 0.0
 
 
 def values(side: Side, metric: str) -> list[float]:
@@ -123,21 +141,26 @@ def values(side: Side, metric: str) -> list[float]:
     return [run.metrics[metric] for run in side]
 
 
-def compare(first: Side, second: Side) -> Comparison:
-    """Compare two sides. Raises `UserError` as `accuracy_difference` does."""
+def compare(first: Side, second: Side, spread: Spread | None = None) -> Comparison:
+    """Compare two sides, one run each also by what is known of the `spread` of their recipes.
+
+    Raises:
+        UserError: as `accuracy_difference` does.
+    """
     by_runs = replicated(first, second)
-    accuracy = accuracy_difference(first, second)
+    accuracy = accuracy_difference(first, second, spread=spread)
     shared = [
         name for name in RANGES if name not in UNCOMPARED and all(name in run.metrics for run in (*first, *second))
     ]
     counts = None if by_runs else _discordant(first, second)
     paired = _paired(first[0], second[0], accuracy, counts) if counts else {}
+    equal = between_runs(first, second, spread)
     if counts is None:
-        test, p = "Welch's t-test", welch_p(values(first, "accuracy"), values(second, "accuracy"))
+        sides = values(first, "accuracy"), values(second, "accuracy")
+        test, p = means_test(*sides), means_p(*sides)
     else:
-        exact = counts.first + counts.second < FEW_DISCORDANT
-        test, p = "McNemar's test, exact" if exact else "McNemar's test", mcnemar_p(counts)
-    deviation = deviation_between_runs(first, second)
+        excess = _excess(counts, spread)
+        test, p = _mcnemar(counts, equal if excess else None), mcnemar_p(counts, excess)
     verdict: Verdict = "no evidence"
     if p < LEVEL and not accuracy.low <= 0 <= accuracy.high:
         verdict = "better" if accuracy.value > 0 else "worse"
@@ -154,10 +177,23 @@ def compare(first: Side, second: Side) -> Comparison:
         only_second_right=counts.second if counts else None,
         test=test,
         p=p,
-        deviation=deviation,
-        runs_to_see={difference: runs_to_see(difference, deviation) for difference in SIGHT},
+        deviation=equal.deviation,
+        deviation_source=equal.source,
+        replicates=_replicates(first[0], second[0]),
+        runs_to_see={difference: runs_to_see(difference, equal.deviation) for difference in SIGHT},
         verdict=verdict,
     )
+
+
+def _mcnemar(counts: Discordant, spread: Spread | None) -> str:
+    if spread:
+        return f"McNemar's test with the deviation of {spread.source}"
+    return "McNemar's test, exact" if counts.first + counts.second < FEW_DISCORDANT else "McNemar's test"
+
+
+def _replicates(first: Results, second: Results) -> bool:
+    other_seeds = SEED in differing(first, second) and not recipe_differing(first.params, second.params)
+    return other_seeds and bool(first.made.code) and first.made.code == second.made.code
 
 
 def _discordant(first: Side, second: Side) -> Discordant:
@@ -189,8 +225,8 @@ def _told(run: Results, images: NDArray[np.int64]) -> dict[str, float | int]:
 
 def _row(name: str, first: Sequence[float], second: Sequence[float], known: Difference | None = None) -> Row:
     one, other = float(np.mean(first)), float(np.mean(second))
-    if known is None and min(len(first), len(second)) >= FEW_RUNS and (np.ptp(first) or np.ptp(second)):
-        known = welch_difference(first, second)
+    if known is None and max(len(first), len(second)) > 1 and (np.ptp(first) or np.ptp(second)):
+        known = means_difference(first, second)
     return Row(name, one, other, other - one, known.low if known else None, known.high if known else None)
 
 
@@ -203,7 +239,7 @@ def _classes(first: Side, second: Side) -> list[Row]:
             continue
         one, other = ([float(run.correct[mine].mean()) for run in side] for side in (first, second))
         known = None
-        if len(first) == 1:
+        if len(first) == len(second) == 1:
             known = paired_difference(discordant(first[0].correct[mine], second[0].correct[mine]))
         rows.append(_row(name, one, other, known))
     return rows
@@ -218,6 +254,8 @@ def page(comparison: Comparison) -> Page:
     """The comparison for people."""
     first, second = (", ".join(side) for side in (comparison.first, comparison.second))
     parts: list[str | Table] = [f"{second} against {first}: {sentence(comparison)}"]
+    if comparison.replicates:
+        parts.append("Both are the same code and recipe with other seeds: what differs is chance.")
     if comparison.params:
         rows = [(key, *pair) for key, pair in comparison.params.items()]
         parts.append(Table("Params that differ", ("param", "first", "second"), rows))
@@ -230,13 +268,12 @@ def page(comparison: Comparison) -> Page:
         parts.append(
             f"Only the first gets {comparison.only_first_right:,} images right, "
             f"only the second {comparison.only_second_right:,}. Intervals are paired on the test images; those of "
-            "top-k accuracies and losses need three runs a side. Ten classes are ten tests: one of them is often off."
+            "top-k accuracies and losses need several runs. Ten classes are ten tests: one of them is often off."
         )
     needed = " and ".join(f"{runs} for {100 * by:g} points" for by, runs in comparison.runs_to_see.items())
-    assumed = "" if comparison.only_first_right is None else ", assumed"
     parts.append(
-        f"Runs each to see a difference nine times in ten: {needed} "
-        f"(standard deviation between equal runs {100 * comparison.deviation:.2f} points{assumed})."
+        f"Runs each to see a difference nine times in ten: {needed} (standard deviation between equal runs "
+        f"{100 * comparison.deviation:.2f} points, {comparison.deviation_source})."
     )
     return parts
 

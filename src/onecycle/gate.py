@@ -6,6 +6,9 @@ The loss of accuracy is bounded from both sides, each at level `gate.alpha`: **r
 0 and the loss itself is more than `gate.negligible`, **pass** if its upper bound is below `gate.margin`, else
 inconclusive, with the number of seeds that would settle it. A floor for accuracy and limits for the rise of loss and
 calibration error stand beside it; they look at the figures alone.
+
+With one run a side the bounds are of the images that only one of them gets right, and of how far the seeds of their
+recipes are apart, where results/reference knows some: a recipe that is noisier than its images show raises no alarm.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, Literal
 
-from onecycle.compare import Side, accuracy_difference, deviation_between_runs, replicated, values
+from onecycle.compare import Side, Spread, accuracy_difference, between_runs, replicated, values
 from onecycle.params import GateParams
 from onecycle.results import same_predictions
 from onecycle.stats_tests import Difference, runs_to_settle
@@ -51,6 +54,8 @@ class Judgement:
     checks: tuple[Check, ...]
     seeds: int | None
     """Runs each that would settle an inconclusive accuracy."""
+    deviation: Spread | None
+    """How far equal runs are apart, as the bounds take it; None without a baseline."""
     other_limits: tuple[str, ...]
     """Where the limits are not those that the baseline had: a change may not loosen its own gate unseen."""
 
@@ -71,16 +76,20 @@ def verdict_on(loss: Difference, limits: GateParams) -> Verdict:
     return "pass" if loss.high < limits.margin else "inconclusive"
 
 
-def judge(baseline: Side, candidate: Side, limits: GateParams) -> Judgement:
-    """Judge `candidate`, one run or three and more, by `baseline`, the same; by the floor alone if that is empty.
+def judge(baseline: Side, candidate: Side, limits: GateParams, spread: Spread | None = None) -> Judgement:
+    """Judge `candidate`, one run or several, by `baseline`, likewise; by the floor alone if that is empty.
+
+    Args:
+        spread: how far runs of these recipes are apart, where that is known; for one run a side.
 
     Raises:
         UserError: the two cannot be compared.
     """
     checks = [_floor(candidate, limits)]
-    seeds = None
+    seeds = deviation = None
     if baseline:
-        loss = _loss(baseline, candidate, limits)
+        loss = _loss(baseline, candidate, limits, spread)
+        deviation = between_runs(baseline, candidate, spread)
         verdict = verdict_on(loss, limits)
         checks[:0] = [_accuracy(baseline, candidate, loss, verdict, limits)]
         checks += [
@@ -88,16 +97,16 @@ def judge(baseline: Side, candidate: Side, limits: GateParams) -> Judgement:
             _rise("ece", baseline, candidate, limits.ece_margin),
         ]
         if verdict == "inconclusive":
-            deviation = deviation_between_runs(baseline, candidate)
             apart = min(limits.margin, 2 * (limits.margin - limits.negligible))  # a wider interval may settle nothing
-            seeds = max(runs_to_settle(apart, deviation, limits.alpha), _more_than(baseline, candidate))
-    return Judgement(_names(baseline), _names(candidate), tuple(checks), seeds, _other_limits(baseline, limits))
+            seeds = max(runs_to_settle(apart, deviation.deviation, limits.alpha), _more_than(baseline, candidate))
+    others = _other_limits(baseline, limits)
+    return Judgement(_names(baseline), _names(candidate), tuple(checks), seeds, deviation, others)
 
 
-def _loss(baseline: Side, candidate: Side, limits: GateParams) -> Difference:
+def _loss(baseline: Side, candidate: Side, limits: GateParams, spread: Spread | None) -> Difference:
     if not replicated(baseline, candidate) and same_predictions(baseline[0], candidate[0]):
         return Difference(0, 0, 0)  # the same classifier: there is nothing to estimate
-    return accuracy_difference(candidate, baseline, confidence=1 - 2 * limits.alpha)
+    return accuracy_difference(candidate, baseline, 1 - 2 * limits.alpha, spread)
 
 
 def _accuracy(baseline: Side, candidate: Side, loss: Difference, verdict: Verdict, limits: GateParams) -> Check:
@@ -144,6 +153,7 @@ def document(judgement: Judgement, limits: GateParams, strict: bool) -> dict[str
         "verdict": judgement.verdict,
         "exit_code": judgement.exit_code(strict),
         **asdict(judgement),
+        "deviation": judgement.deviation._asdict() if judgement.deviation else None,
         "limits": limits.model_dump(),
     }
 
@@ -158,6 +168,9 @@ def page(judgement: Judgement, limits: GateParams) -> Page:
         Table(f"Gate: {judgement.verdict}", columns, [_cells(check) for check in judgement.checks])
     ]
     parts.append(f"{candidate} {against}. {_explained(judgement, limits)}".strip())
+    if judgement.deviation:
+        value, source = judgement.deviation
+        parts.append(f"Accuracy of equal runs deviates by {100 * value:.2f} points ({source}).")
     if judgement.other_limits:
         parts.append(f"The limits are not those of the baseline: {', '.join(judgement.other_limits)}.")
     return parts

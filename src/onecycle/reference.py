@@ -19,12 +19,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from onecycle import paths, provenance
+from onecycle.compare import Spread
 from onecycle.errors import UserError
 from onecycle.executions import same_run
 from onecycle.provenance import Environment, Recorded
 from onecycle.recipe import SEED, recipe_differing
 from onecycle.results import Results, read
 from onecycle.revisions import REFERENCE, Place, find, seeds
+from onecycle.stats_tests import pooled_deviation
 from onecycle.summary import duration
 from onecycle.tracking.errors import StoreError
 from onecycle.tracking.times import Training, trainings
@@ -47,6 +49,24 @@ def recipes() -> dict[str, tuple[Place, ...]]:
     """Recipe → its runs, one a seed, of those below results/reference."""
     found = {file.parent.parent for file in REFERENCE.glob(f"*/seed-*/{paths.PARAMS.name}")}
     return {folder.name: seeds(Place(folder.as_posix(), None, folder)) for folder in sorted(found)}
+
+
+def spread(*runs: Results) -> Spread | None:
+    """How far runs of the same recipes are apart, as the seeds tell that are kept of them; None where they do not.
+
+    Raises:
+        UserError: what is kept cannot be read.
+    """
+    known: dict[str, list[float]] = {}
+    for recipe, places in recipes().items():
+        if len(places) > 1:
+            kept = [read(place) for place in places]
+            if any(run.digest == kept[0].digest and not recipe_differing(kept[0].params, run.params) for run in runs):
+                known[recipe] = [run.metrics["accuracy"] for run in kept]
+    if not known:
+        return None
+    told = " and ".join(f"{len(seeds)} seeds of {recipe}" for recipe, seeds in known.items())
+    return Spread(pooled_deviation(*known.values()), f"{told} in {REFERENCE}")
 
 
 def record(name: str, recipe: str) -> str:

@@ -1,12 +1,13 @@
 """What compare and gate stand on: tests and intervals for two classifiers, and how many runs a difference takes.
 
-Two ways to compare recipes, and nothing between them. With one run a side, the runs meet on the same test images:
-only those that one gets right and the other wrong (the discordant ones) tell, by McNemar's test and an interval for
-paired proportions. With three or more runs a side the runs themselves are the sample: Welch's t-test.
+With one run a side, the runs meet on the same test images: only those that one gets right and the other wrong (the
+discordant ones) tell, by McNemar's test and an interval for paired proportions. With several runs on a side the runs
+themselves are the sample: Welch's t-test, or Student's where the other side has one run only.
 
-Both see the noise of training. Jordan (2023, https://arxiv.org/abs/2304.01910) found that runs of one recipe err as if
-each image were an independent draw, so the standard deviation between runs follows from how many images they disagree
-on: 450 discordant of 10,000 are 0.15 points a run, which is also what he measured.
+Jordan (2023, https://arxiv.org/abs/2304.01910) found that runs of one recipe err as if each image were an independent
+draw, so the standard deviation between runs follows from how many images they disagree on: 450 discordant of 10,000 are
+0.15 points a run, which is also what he measured. Where runs of a recipe are known to deviate by more, since each has a
+peak rate of its own, say, that `excess` widens what the images show.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ RUN_DEVIATION_IMAGES = 10_000
 """Test images at which it is that; where each image is an independent draw, it goes with one over the root of them."""
 
 FEW_RUNS = 3
-"""Runs a side below which a t-test on runs has no power to speak of."""
+"""Runs a side below which a t-test on runs has no power to speak of: no advice is to make fewer."""
 
 FEW_DISCORDANT = 25
 """Discordant images below which McNemar's statistic is not yet chi-squared, and the exact test is used."""
@@ -72,18 +73,25 @@ def discordant(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Discordan
     return Discordant(int((first & ~second).sum()), int((second & ~first).sum()), len(first))
 
 
-def mcnemar_p(counts: Discordant) -> float:
+def mcnemar_p(counts: Discordant, excess: float = 0.0) -> float:
     """Two-sided p-value of both being right equally often (McNemar 1947), exact for few discordant images.
 
     The asymptotic test goes without continuity correction (Fagerland, Lydersen and Laake 2013,
     https://doi.org/10.1186/1471-2288-13-91).
+
+    Args:
+        excess: standard deviation of a run's accuracy beyond what the images show, see `excess_deviation`; with one,
+            the test is the asymptotic one.
     """
+    if excess:
+        first, second, n = counts
+        return float(2 * norm.sf(abs(second - first) / math.sqrt(first + second + 2 * (excess * n) ** 2)))
     table = [[0, counts.first], [counts.second, 0]]
     few = counts.first + counts.second < FEW_DISCORDANT
     return min(1.0, float(mcnemar(table, exact=few, correction=False).pvalue))
 
 
-def paired_difference(counts: Discordant, confidence: float = 0.95) -> Difference:
+def paired_difference(counts: Discordant, confidence: float = 0.95, excess: float = 0.0) -> Difference:
     """Accuracy of the second classifier minus that of the first, on the same images.
 
     The interval is Bonett and Price's (2012, https://doi.org/10.3102/1076998611411915): Wald's, with one discordant
@@ -93,10 +101,11 @@ def paired_difference(counts: Discordant, confidence: float = 0.95) -> Differenc
 
     Args:
         confidence: of the two-sided interval; each end is a one-sided bound of level (1 - confidence) / 2.
+        excess: standard deviation of a run's accuracy beyond what the images show, see `excess_deviation`.
     """
     first, second, n = counts
     shift = (second - first) / (n + 2)
-    error = math.sqrt(((first + second + 2) / (n + 2) - shift**2) / (n + 2))
+    error = math.sqrt(((first + second + 2) / (n + 2) - shift**2) / (n + 2) + 2 * excess**2)
     reach = float(norm.ppf((1 + confidence) / 2)) * error
     return Difference((second - first) / n, max(-1.0, shift - reach), min(1.0, shift + reach))
 
@@ -120,29 +129,39 @@ def resampled_differences(
     return [Difference(*map(float, ends)) for ends in zip(whole, whole - reach, whole + reach, strict=True)]
 
 
-def welch_difference(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> Difference:
-    """Mean of the second side's runs minus the first's; variances and counts need not be equal (Welch 1947).
+def means_difference(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> Difference:
+    """Mean of the second side's runs minus the first's.
+
+    Variances and counts need not be equal (Welch 1947); but one run alone has no variance, and the other side's then
+    stands for both (Student 1908; of a single case, Crawford and Howell 1998, https://doi.org/10.1076/clin.12.4.482.7241).
 
     Raises:
-        ValueError: a side has fewer than two runs, or no two runs of either side differ.
+        ValueError: both sides are of one run, or no two runs of either side differ.
     """
-    means = _welch(first, second)
-    low, high = means.tconfint_diff(alpha=1 - confidence, usevar="unequal")
+    means, variances = _means(first, second)
+    low, high = means.tconfint_diff(alpha=1 - confidence, usevar=variances)
     return Difference(float(np.mean(second) - np.mean(first)), float(low), float(high))
 
 
-def welch_p(first: Sequence[float], second: Sequence[float]) -> float:
-    """Two-sided p-value of equal means. Raises `ValueError` as `welch_difference` does."""
-    _, p, _ = _welch(first, second).ttest_ind(usevar="unequal")
+def means_p(first: Sequence[float], second: Sequence[float]) -> float:
+    """Two-sided p-value of equal means. Raises `ValueError` as `means_difference` does."""
+    means, variances = _means(first, second)
+    _, p, _ = means.ttest_ind(usevar=variances)
     return float(p)
 
 
-def _welch(first: Sequence[float], second: Sequence[float]) -> CompareMeans:
-    if min(len(first), len(second)) < 2:
-        raise ValueError("a side has fewer than two runs")
+def means_test(first: Sequence[float], second: Sequence[float]) -> str:
+    """What the test of `means_p` is called."""
+    return "Student's t-test" if min(len(first), len(second)) == 1 else "Welch's t-test"
+
+
+def _means(first: Sequence[float], second: Sequence[float]) -> tuple[CompareMeans, str]:
+    if len(first) == len(second) == 1:
+        raise ValueError("both sides are of one run")
     if np.ptp(first) == 0 == np.ptp(second):
         raise ValueError("no two runs of a side differ")
-    return CompareMeans(DescrStatsW(np.asarray(second)), DescrStatsW(np.asarray(first)))
+    variances = "pooled" if min(len(first), len(second)) == 1 else "unequal"
+    return CompareMeans(DescrStatsW(np.asarray(second)), DescrStatsW(np.asarray(first))), variances
 
 
 def wilson(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -177,9 +196,14 @@ def run_deviation(counts: Discordant) -> float:
     return max(assumed, math.sqrt((counts.first + counts.second) / 2) / counts.n)
 
 
-def pooled_deviation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Standard deviation between runs of one side, from those of both; two runs a side at least."""
-    return math.sqrt((np.var(first, ddof=1) + np.var(second, ddof=1)) / 2)
+def excess_deviation(counts: Discordant, deviation: float) -> float:
+    """Standard deviation of a run's accuracy beyond what `counts` show, where that of equal runs is `deviation`."""
+    return math.sqrt(max(0.0, deviation**2 - run_deviation(counts) ** 2))
+
+
+def pooled_deviation(*sides: Sequence[float]) -> float:
+    """Standard deviation between runs of one side, from all sides of two runs and more; one such at least."""
+    return math.sqrt(np.mean([np.var(side, ddof=1) for side in sides if len(side) > 1]))
 
 
 def runs_to_see(difference: float, deviation: float, power: float = 0.9, alpha: float = 0.05) -> int:
