@@ -170,7 +170,7 @@ def test_what_it_prints(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert text.splitlines()[0].endswith(verdict)
     assert "| accuracy | 94.00 % | 93.40 % | -0.60 | -1.04 to -0.16 |" in text
     assert "| wrong | 600 | 660 | +60 | +16 to +104 |" in text
-    assert "| one_cycle.max_lr | auto | 1e-05 |" in text
+    assert "| one\\_cycle.max\\_lr | auto | 1e-05 |" in text
     assert "Only the first gets 285 images right, only the second 225." in text
     assert "for 0.2 points and 4 for 0.5 points (standard deviation between equal runs 0.16 points, assumed)." in text
     tables.show(compare.page(comparison))
@@ -184,6 +184,7 @@ def test_names_from_a_branch_stay_text() -> None:
     """They end up in a comment on a pull request."""
     text = tables.markdown(["see @all", tables.Table("t", ("a",), [["x|y <img src=z>\n| [link](b)"]])])
     assert text == "see &#64;all\n\n**t**\n\n| a |\n| --- |\n| x\\|y &#60;img src=z&#62; \\| \\[link\\](b) |\n"
+    assert tables.markdown(["~~a~~ __b__ &#64;c #7"]) == "\\~\\~a\\~\\~ \\_\\_b\\_\\_ &#38;&#35;64;c &#35;7\n"
 
 
 def test_names_from_a_branch_steer_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,8 +92,17 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
         ({"runtime__workers": 1.5}, "runtime.workers must be 'auto' or an integer ≥ 0, got 1.5"),
         (
             {"train__keep": "best", "data__validation_fraction": 0},
-            "train.keep must be last when data.validation_fraction is 0 "
+            "train.keep must be last where data.validation_fraction holds out no image "
             '(nothing is selected on the test set), got "best"',
+        ),
+        (
+            {
+                "train__early_stop_patience": 3,
+                "data": {**shipped()["data"], "limit": 40, "validation_fraction": 0.01},
+                "batch_size": 20,
+            },
+            "train.early_stop_patience must be 0 where data.validation_fraction holds out no image "
+            "(nothing is selected on the test set), got 3",
         ),
     ],
 )

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -123,6 +124,20 @@ def test_the_gate_knows_how_far_the_seeds_of_a_recipe_are_apart(folder: Path, on
     shutil.rmtree(folder / "results/reference/exercise/seed-1")
     made(folder, 1, 680)
     assert onecycle(folder, *gate)[0] == 1, "as the images alone have it"
+
+
+def test_a_state_folder_on_another_disk_costs_no_record(folder: Path, onecycle: Run) -> None:
+    """As where `.state` is a link to a scratch disk."""
+    if Path("/dev/shm").stat().st_dev == folder.stat().st_dev:
+        pytest.skip("there is no other disk")
+    with TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        (folder / ".state").symlink_to(elsewhere)
+        for wrong in (600, 600):
+            made(folder, 0, wrong)
+            assert onecycle(folder, "record", "workspace", "--recipe", "exercise")[0] == 0
+        kept = folder / "results/reference/exercise"
+        assert [file.name for file in kept.iterdir()] == ["seed-0"]
+        assert {file.relative_to(kept / "seed-0").as_posix() for file in kept.rglob("*") if file.is_file()} == KEPT
 
 
 def test_what_is_kept_of_a_run(folder: Path, onecycle: Run) -> None:

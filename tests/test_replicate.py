@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from onecycle.errors import UserError
 from onecycle.experiments import Task
 from onecycle.params import flatten, load
 from onecycle.recipe import recipe_differing
+from onecycle.tracking.git import SECONDS, git
 
 
 @pytest.fixture
@@ -59,6 +61,30 @@ def test_seeds_go_on_after_those_that_are_there(repo: Path) -> None:
     assert first(2, repo) == [8, 9]
     set_params(repo, {"seed": 1})
     assert first(2, repo) == [3, 4]
+
+
+def test_seeds_of_reference_runs_are_taken(repo: Path) -> None:
+    for recipe, seed, changes in (
+        ("exercise", 1, {}),
+        ("exercise", 2, {"runtime.workers": 2}),
+        ("long", 3, {"epochs": 30}),
+    ):
+        folder = repo / f"results/reference/{recipe}/seed-{seed}"
+        write_run(folder, np.arange(30))
+        set_params(folder, {"seed": seed, **changes})
+    assert first(3, repo) == [3, 4, 5]
+
+
+def test_a_slow_git_hides_no_experiment(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage does not wait for it; who chooses seeds by the answer does."""
+    add_experiment(repo, "one", seed=1)
+    slow = repo.parent / "bin" / "git"
+    slow.parent.mkdir()
+    slow.write_text(f'#!/bin/sh\nsleep {SECONDS + 0.3}\nexec {shutil.which("git")} "$@"\n', encoding="utf-8")
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{slow.parent}{os.pathsep}{os.environ['PATH']}")
+    assert [one.name for one in experiments.finished()] == ["one"]
+    assert git("rev-parse", "HEAD") == ""
 
 
 def test_seeds_that_wait_or_run_are_taken_and_failed_ones_are_not(repo: Path) -> None:

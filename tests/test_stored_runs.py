@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from onecycle.tracking import yaml_values
 from onecycle.tracking.champion import promote
 from onecycle.tracking.collect import collect
 from onecycle.tracking.registry import MD5_TAG, VERSION_TAG
-from onecycle.tracking.store import connect
+from onecycle.tracking.store import all_runs, connect
 
 MODEL = "onecycle-cifar10"
 CHAMPION = f"models:/{MODEL}@champion"
@@ -270,3 +271,11 @@ def test_a_moved_workspace_is_told_so(stored: Stored, tmp_path: Path, monkeypatc
 def test_the_command_needs_no_mlflow_for_other_names(stored: Stored) -> None:
     code = "import sys; from onecycle.revisions import find; find('equal'); print('mlflow' in sys.modules)"
     assert command(stored.folder, "python", "-c", code).stdout == "False\n"
+
+
+def test_rows_beyond_mlflows_first_page_are_seen(store: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a thousand; here of two."""
+    monkeypatch.setattr(store.client, "search_runs", partial(store.client.search_runs, max_results=2))
+    ids = [experiment.experiment_id for experiment in store.client.search_experiments()]
+    assert len(store.client.search_runs(ids, "")) == 2
+    assert {run.info.run_id for run in all_runs(store.client, ids, "")} >= set(store.runs.values())

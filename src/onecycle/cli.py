@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
@@ -41,6 +42,7 @@ def _port(text: str) -> int:
 def parser() -> argparse.ArgumentParser:
     """The commands and their options; parsing gives `run`, which runs the one that was asked for."""
     parser = argparse.ArgumentParser(prog="onecycle", description="Beside the pipeline, which `dvc repro` runs.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('onecycle')}")
     commands = parser.add_subparsers(required=True, metavar="command")
     demo = commands.add_parser("demo", help="run the whole pipeline on built-in data, as a DVC experiment")
     demo.set_defaults(run=actions.demo)

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from onecycle import experiments, paths, provenance
+from onecycle.git_command import git_says
 from onecycle.recipe import recipe_differing
 from onecycle.results import Results, read, same_model
 from onecycle.revisions import REFERENCE, WORKSPACE, AbsentError, Place, find
 from onecycle.tracking.errors import StoreError
-from onecycle.tracking.git import git
 from onecycle.tracking.times import Training, trainings
 
 
@@ -62,7 +62,7 @@ def executions() -> Found:
 
 def _places() -> Iterator[Place]:
     yield Place(WORKSPACE, None, Path())
-    if git("rev-parse", "HEAD"):
+    if git_says("rev-parse", "HEAD"):
         yield find("HEAD")
     for one in experiments.finished():
         yield Place(one.name, one.commit, None)

@@ -13,7 +13,7 @@ import psutil
 from onecycle import paths
 from onecycle.dvc_command import complaint, dvc
 from onecycle.errors import UserError
-from onecycle.tracking.git import git
+from onecycle.git_command import git_says
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ LISTING = ("for-each-ref", "--format=%(objectname) %(committerdate:unix) %(refna
 
 def finished() -> Iterator[Experiment]:
     """Every experiment in git."""
-    return listed(git(*LISTING))
+    return listed(git_says(*LISTING))
 
 
 def listed(text: str) -> Iterator[Experiment]:

@@ -43,6 +43,18 @@ def run_git(
         raise UserError(f"git cannot be run: {error.strerror}") from None
 
 
+def git_says(*arguments: str, seconds: float | None = None, strip: bool = True) -> str:
+    """What git prints; empty without git, outside a repository, before the first commit, and after so many seconds."""
+    try:
+        done = run_git(*arguments, seconds=seconds)
+    except (UserError, subprocess.TimeoutExpired):
+        return ""
+    if done.returncode != 0:
+        return ""
+    text = done.stdout.decode(errors="replace")
+    return text.rstrip() if strip else text
+
+
 def complaint(done: subprocess.CompletedProcess[bytes]) -> str:
     """The first line of git's complaint."""
     lines = done.stderr.decode(errors="replace").splitlines()

@@ -194,8 +194,14 @@ class Params(Section):
 
     def training_images(self) -> int:
         """Images left for training after `data.limit` and the validation split."""
-        total = min(TRAINING_IMAGES[self.data.dataset], self.data.limit or math.inf)
-        return int(total - round(total * self.data.validation_fraction))
+        return self._images() - self.held_out_images()
+
+    def held_out_images(self) -> int:
+        """Images of the validation split."""
+        return round(self._images() * self.data.validation_fraction)
+
+    def _images(self) -> int:
+        return int(min(TRAINING_IMAGES[self.data.dataset], self.data.limit or math.inf))
 
 
 def load(path: Path) -> Params:
@@ -253,6 +259,7 @@ def _check_combinations(name: str, params: Params) -> None:
     """Rules that span two keys, as (holds, key, rule, value)."""
     cycle, lr_range, augment = params.one_cycle, params.lr_range, params.augment
     images = params.training_images()
+    unselected = "{} where data.validation_fraction holds out no image (nothing is selected on the test set)"
     rules = (
         (
             cycle.max_at_epoch < params.epochs,
@@ -280,15 +287,15 @@ def _check_combinations(name: str, params: Params) -> None:
             augment.backend,
         ),
         (
-            params.train.keep == "last" or params.data.validation_fraction > 0,
+            params.train.keep == "last" or params.held_out_images() > 0,
             "train.keep",
-            "last when data.validation_fraction is 0 (nothing is selected on the test set)",
+            unselected.format("last"),
             params.train.keep,
         ),
         (
-            params.train.early_stop_patience == 0 or params.data.validation_fraction > 0,
+            params.train.early_stop_patience == 0 or params.held_out_images() > 0,
             "train.early_stop_patience",
-            "0 when data.validation_fraction is 0 (nothing is selected on the test set)",
+            unselected.format(0),
             params.train.early_stop_patience,
         ),
         (

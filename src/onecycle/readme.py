@@ -12,6 +12,7 @@ from typing import Any
 
 from onecycle import paths, provenance
 from onecycle.errors import UserError
+from onecycle.git_command import git_says
 from onecycle.recipe import recipe_differing
 from onecycle.reference import recipes
 from onecycle.results import read
@@ -19,7 +20,6 @@ from onecycle.revisions import REFERENCE, Place
 from onecycle.stats_tests import mean_of_runs
 from onecycle.summary import ABSENT, duration, spread
 from onecycle.tracking import yaml_values
-from onecycle.tracking.git import git
 from onecycle.tracking.yaml_values import spelled
 
 README = Path("README.md")
@@ -53,7 +53,8 @@ def table() -> str:
     Raises:
         UserError: a reference run cannot be read.
     """
-    committed = git("show", f"HEAD:./{paths.PARAMS.as_posix()}")  # an experiment may have left its own in the workspace
+    # an experiment may have left its own in the workspace
+    committed = git_says("show", f"HEAD:./{paths.PARAMS.as_posix()}")
     here = yaml_values.flat(yaml_values.load(committed or paths.PARAMS.read_bytes()))
     lines = [_cells(recipe, runs, here) for recipe, runs in recipes().items()]
     if not lines:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -160,16 +159,16 @@ def _trainings() -> tuple[Mapping[str, Training], str]:
 
 def _write(target: Path, files: Mapping[Path, bytes]) -> None:
     """Put the files into place, all or none; read back first, as every command will."""
-    paths.state().mkdir(exist_ok=True)
-    with TemporaryDirectory(prefix="recording-", dir=paths.state()) as temporary:
-        folder = Path(temporary) / target.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".recording-", dir=target.parent) as temporary:  # the same disk, as a rename needs
+        folder, replaced = Path(temporary) / "new", Path(temporary) / "replaced"
         for path, content in files.items():
             file = folder.joinpath(*(path.parts[1:] if path.parts[0] == "results" else path.parts))
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
         read(Place(target.as_posix(), None, folder))
-        shutil.rmtree(target, ignore_errors=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():  # a folder can only be renamed onto an empty one
+            target.rename(replaced)
         folder.rename(target)
 
 

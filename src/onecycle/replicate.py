@@ -24,10 +24,11 @@ from onecycle import experiments, paths
 from onecycle.dvc_command import complaint, dvc
 from onecycle.errors import Stopped, UserError
 from onecycle.experiments import Task
+from onecycle.git_command import git_says
 from onecycle.recipe import NO_RECIPE, SEED, recipe_differing
+from onecycle.reference import recipes
 from onecycle.revisions import Place
 from onecycle.tracking import context, yaml_values
-from onecycle.tracking.git import git
 
 Show = Callable[[str], object]
 """Shows a line in the place of the one before."""
@@ -61,11 +62,11 @@ def replicate(runs: int, jobs: int, params: Mapping[str, Any]) -> int:
     for option, value in (("-n", runs), ("--jobs", jobs)):
         if value < 1:
             raise UserError(f"{option} must be ≥ 1, got {value}")
-    baseline = git("rev-parse", "HEAD")
+    baseline = git_says("rev-parse", "HEAD")
     if not baseline:
         raise UserError("replicate needs a commit that DVC's experiments can start from; run `git commit` first")
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    for name in git("ls-files", "--others", "--exclude-standard", "src", "stages").splitlines():
+    for name in git_says("ls-files", "--others", "--exclude-standard", "src", "stages").splitlines():
         console.print(f"note: {name} is unknown to git, so the experiments go without it; `git add` takes it along")
     in_queue = experiments.tasks(baseline)
     seeds = list(islice(free_seeds(params, in_queue), runs))
@@ -88,12 +89,12 @@ def replicate(runs: int, jobs: int, params: Mapping[str, Any]) -> int:
 
 
 def free_seeds(params: Mapping[str, Any], in_queue: Collection[Task]) -> Iterator[int]:
-    """The successors of the current seed that no experiment of this recipe has or waits for."""
+    """The successors of the current seed that no experiment or reference run of this recipe has or waits for."""
     commits = {task.commit for task in in_queue if task.state in ("queued", "running")}
     commits |= {experiment.commit for experiment in experiments.finished()}
-    taken = {
-        str(theirs.get(SEED)) for theirs in map(_params_of, sorted(commits)) if not recipe_differing(params, theirs)
-    }
+    known = [Place(commit, commit, None) for commit in sorted(commits)]
+    known += [place for places in recipes().values() for place in places]
+    taken = {str(theirs.get(SEED)) for theirs in map(_params_of, known) if not recipe_differing(params, theirs)}
     return (seed for seed in count(int(params[SEED]) + 1) if str(seed) not in taken)
 
 
@@ -101,7 +102,7 @@ def experiment_names(params: Mapping[str, Any], seeds: Sequence[int], taken: Col
     """A name for each seed that says what it is a run of: "main-seed-1", "main-epochs-12-seed-1"."""
     recipe = {key: value for key, value in params.items() if key != SEED and not key.startswith(NO_RECIPE)}
     changed = context.overrides({key: yaml_values.spelled(value) for key, value in recipe.items()})
-    branch = git("branch", "--show-current") or git("rev-parse", "--short", "HEAD")
+    branch = git_says("branch", "--show-current") or git_says("rev-parse", "--short", "HEAD")
     stem = _slug(" ".join([branch, *changed.replace("=", " ").split("-S ")]))
     if len(stem) > LONGEST_STEM:
         stem = _slug(f"{branch} changed")
@@ -121,9 +122,8 @@ def _finished_names() -> list[str]:
     return [experiment.name for experiment in experiments.finished()]
 
 
-def _params_of(commit: str) -> dict[str, Any]:
-    path = paths.PARAMS
-    content = Place(commit, commit, None).read(path)
+def _params_of(place: Place) -> dict[str, Any]:
+    content = place.read(paths.PARAMS)
     try:
         return yaml_values.flat(yaml_values.load(content or b""))
     except ValueError:  # no recipe of anybody's

@@ -23,6 +23,9 @@ class Table(NamedTuple):
 
 Page = Sequence[str | Table]
 
+_AS_TEXT = {ord(sign): f"\\{sign}" for sign in "\\`*_~[]|"} | {ord(sign): f"&#{ord(sign)};" for sign in "&#<>@"}
+"""Signs of GitHub's Markdown; a mention, an issue's number and an entity are no less its than a star."""
+
 NO_WIDTH = 10_000
 """Columns of a pipe or a file, which has no width; rich would take 80."""
 
@@ -40,9 +43,7 @@ def _markdown_table(table: Table) -> str:
 
 
 def _escaped(text: str) -> str:
-    for sign in "\\`*[]|<>@":
-        text = text.replace(sign, f"&#{ord(sign)};" if sign in "<>@" else f"\\{sign}")
-    return " ".join(text.split())
+    return " ".join(text.translate(_AS_TEXT).split())
 
 
 def show(page: Page) -> None:

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
 from contextlib import suppress
 from pathlib import Path
 
 from onecycle import paths
-from onecycle.errors import UserError
-from onecycle.git_command import run_git
+from onecycle.git_command import git_says
 
 SECONDS = 3.0
 """The longest that git may take; a stage waits for it."""
 
 
 def git(*arguments: str, strip: bool = True) -> str:
-    """What git prints; empty without git, outside a repository, before the first commit, when it takes too long."""
-    try:
-        done = run_git(*arguments, seconds=SECONDS)
-    except (UserError, subprocess.TimeoutExpired):
-        return ""
-    if done.returncode != 0:
-        return ""
-    text = done.stdout.decode(errors="replace")
-    return text.rstrip() if strip else text
+    """What git prints in the time that it may take."""
+    return git_says(*arguments, seconds=SECONDS, strip=strip)
 
 
 def final_lock(workspace: Path, experiment: str | None, baseline: str | None) -> str:

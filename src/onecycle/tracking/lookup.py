@@ -16,7 +16,7 @@ from onecycle.errors import UserError
 from onecycle.tracking import source
 from onecycle.tracking.errors import StoreError, guarded
 from onecycle.tracking.registry import MD5_TAG, VERSION_TAG
-from onecycle.tracking.store import EXPERIMENT_PREFIX, check_not_moved, existing_client, experiments
+from onecycle.tracking.store import EXPERIMENT_PREFIX, all_runs, check_not_moved, existing_client, experiments
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -114,8 +114,8 @@ def rows_with(tags: Mapping[str, str]) -> list[StoredRow]:
         if client is None:
             return []
         with guarded():
-            found = client.search_runs([number for _, number in experiments()], query)
-        return [_of_run(client, run, None) for run in found]
+            found = all_runs(client, [number for _, number in experiments()], query)
+            return [_of_run(client, run, None) for run in found]
     except StoreError as error:
         raise _unasked(error) from None
 

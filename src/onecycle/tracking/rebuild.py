@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 from onecycle import experiments, params, paths, restoring
 from onecycle.errors import UserError
+from onecycle.git_command import git_says
 from onecycle.revisions import REFERENCE, WORKSPACE, Place
 from onecycle.tracking import context, source, yaml_values
 from onecycle.tracking.collect import STAGES, Findings, collect
@@ -23,7 +24,6 @@ from onecycle.tracking.errors import DeletedRowError, StoreError
 from onecycle.tracking.execution import Execution, Process
 from onecycle.tracking.filling import log, model_read_by
 from onecycle.tracking.freshness import parse_lock, read_lock, recorded_params
-from onecycle.tracking.git import git
 from onecycle.tracking.journal import Journal, root
 from onecycle.tracking.sender import send
 from onecycle.tracking.store import EXPERIMENT_PREFIX, connect
@@ -140,7 +140,7 @@ def _experiments() -> Iterator[Past]:
 def _references() -> Iterator[Past]:
     """Folders below results/reference that hold a run: its params and what it measured."""
     for file in sorted(REFERENCE.rglob(paths.PARAMS.name)):
-        commit, _, seconds = git("log", "-1", "--format=%H %ct", "--", str(file.parent)).partition(" ")
+        commit, _, seconds = git_says("log", "-1", "--format=%H %ct", "--", str(file.parent)).partition(" ")
         if commit:
             yield Past(Place(str(file.parent.relative_to(REFERENCE)), None, file.parent), commit, int(seconds) * 1000)
 
@@ -148,7 +148,7 @@ def _references() -> Iterator[Past]:
 def _workspace() -> Iterator[Past]:
     if paths.DVC_LOCK.exists():
         started = int(paths.DVC_LOCK.stat().st_mtime * 1000)
-        yield Past(Place(WORKSPACE, None, Path()), git("rev-parse", "HEAD"), started)
+        yield Past(Place(WORKSPACE, None, Path()), git_says("rev-parse", "HEAD"), started)
 
 
 def _params(folder: Path) -> dict[str, str]:

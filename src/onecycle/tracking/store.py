@@ -20,7 +20,7 @@ from onecycle.tracking.redaction import without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Experiment
+    from mlflow.entities import Experiment, Run
 
 T = TypeVar("T")
 
@@ -214,6 +214,15 @@ def experiments() -> list[tuple[str, str]]:
     with guarded():
         found = client.search_experiments(order_by=["last_update_time DESC"])
     return [(one.name, one.experiment_id) for one in found if one.name.startswith(EXPERIMENT_PREFIX)]
+
+
+def all_runs(client: MlflowClient, experiment_ids: list[str], query: str) -> Iterator[Run]:
+    """Every run that the query finds, the newest first; MLflow itself answers a thousand at a time."""
+    page = client.search_runs(experiment_ids, query)
+    yield from page
+    while page.token:
+        page = client.search_runs(experiment_ids, query, page_token=page.token)
+        yield from page
 
 
 def tag_experiment(experiment_id: str, name: str, value: str) -> None:

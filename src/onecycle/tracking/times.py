@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from onecycle.tracking.errors import guarded
 from onecycle.tracking.journal import all_journals
 from onecycle.tracking.registry import MD5_TAG, VERSION_TAG
-from onecycle.tracking.store import connect, experiments, missing_file
+from onecycle.tracking.store import all_runs, connect, experiments, missing_file
 from onecycle.tracking.summary import Summary
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _of(store: Store) -> dict[str, Training]:
     with guarded():
         versions = store.client.search_model_versions(f"name = '{store.name}'")
         models = {f"{store.name}/{version.version}": version.tags.get(MD5_TAG) for version in versions}
-        trained = store.client.search_runs([store.experiment_id], f"metrics.`{EPOCH_SECONDS}` > 0")
+        trained = all_runs(store.client, [store.experiment_id], f"metrics.`{EPOCH_SECONDS}` > 0")
         found: dict[str, Training] = {}
         for run in trained:
             md5 = models.get(run.data.tags.get(VERSION_TAG, ""))

@@ -5,7 +5,9 @@ Read with PyYAML's C loader: a stage waits for this, and the pure Python reader 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from onecycle.yaml_limits import TRIPPED, check_size
@@ -38,10 +40,10 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def spelled(value: object) -> str:
-    """A value as YAML spells it."""
+    """A value as YAML spells it, and as every reader of it understands: 0.00000001, since to many 1e-08 is a string."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
+    return f"{Decimal(repr(value)):f}" if isinstance(value, float) and math.isfinite(value) else str(value)
 
 
 def same(one: object, other: object) -> bool:
