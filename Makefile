@@ -34,9 +34,12 @@ check: $(READY)  ## lint, formatting, types
 ui: $(READY)  ## browse the runs in MLflow
 	onecycle ui
 
+# What `make table` leaves out: figures that say less than those beside them, and hashes of files.
+DROPPED := results/train/metrics.json:epochs|kept_epoch|(train|validation|test)_loss|(min|last)_lr|accuracy_|top|macro_|wrong
+DROPPED := $(DROPPED)|brier|images$$|n$$|(mean|std)\.|parameters|dataset_digest|data/|models/|results/.*/[^:]*$$|params.yaml$$
+
 table: $(READY)  ## experiments beside each other, the columns that matter (dvc exp show has 150)
-	dvc exp show --only-changed --drop \
-	  'results/train/metrics.json:epochs|kept_epoch|(train|validation|test)_loss|(min|last)_lr|accuracy_|top|macro_|wrong|brier'
+	dvc exp show --only-changed --drop '$(DROPPED)'
 
 lock: $(READY)  ## pin all packages anew, for every platform, from pyproject.toml
 	uv pip compile --universal --python-version 3.11 --all-extras --generate-hashes --no-emit-index-url \

@@ -171,7 +171,7 @@ def test_what_it_prints(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "| accuracy | 94.00 % | 93.40 % | -0.60 | -1.04 to -0.16 |" in text
     assert "| wrong | 600 | 660 | +60 | +16 to +104 |" in text
     assert "| one\\_cycle.max\\_lr | auto | 1e-05 |" in text
-    assert "Only the first gets 285 images right, only the second 225." in text
+    assert "Images that only the first gets right: 285; only the second: 225." in text
     assert "for 0.2 points and 4 for 0.5 points (standard deviation between equal runs 0.16 points, assumed)." in text
     tables.show(compare.page(comparison))
     shown = capsys.readouterr().out

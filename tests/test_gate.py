@@ -151,7 +151,7 @@ def test_without_a_baseline_only_the_floor_judges(planted: Path, onecycle: Run) 
         code, output, said = onecycle(planted, "gate", "--baseline", name)
         assert (code, output) == (2, "") and why in said and "--allow-no-baseline" in said
         code, output, _ = onecycle(planted, "gate", "--baseline", name, "--allow-no-baseline")
-        assert code == 0 and "without a baseline: only the floor judges" in output
+        assert code == 0 and f"without a baseline ({why}" in output and "): only the floor judges" in output
     bad = ("--baseline", "nowhere", "--candidate", "bad", "--allow-no-baseline")
     assert onecycle(planted, "gate", *bad)[0] == 1
 

@@ -101,3 +101,13 @@ def test_ctrl_c_in_a_terminal_stops_a_stage_with_loader_processes_after_its_step
     assert "Traceback" not in said
     _, alive = psutil.wait_procs(loading, timeout=HANG_SECONDS)
     assert not alive
+
+
+def test_loader_processes_take_half_of_the_cores_that_are_left_to_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    assert (loader.worker_count("auto", cuda), loader.worker_count(5, cuda), loader.worker_count("auto", CPU)) == (
+        3,
+        5,
+        0,
+    )

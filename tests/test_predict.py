@@ -269,6 +269,21 @@ def test_a_missing_model_says_how_to_get_one(tmp_path: Path) -> None:
     assert done.stderr == "error: models/model.pt is missing; run `dvc repro train` or `dvc checkout`\n"
 
 
+def test_what_is_no_model_is_refused_before_torch_is_asked(tmp_path: Path) -> None:
+    """Whose advice it is to trust the file."""
+    (tmp_path / "a.png").write_bytes(PNG)
+    (tmp_path / "text").write_text("seed: 0\n", encoding="utf-8")
+    for model, sentence in (
+        ("text", "text is no model of this project; run `dvc repro train`"),
+        ("longer", "longer is missing; give a file, or models:/name@alias"),
+        (".", ". is no file; give a file, or models:/name@alias"),
+    ):
+        done = command(tmp_path, "onecycle", "predict", "a.png", "--model", model, check=False)
+        assert (done.returncode, done.stderr) == (2, f"error: {sentence}\n")
+    unset = command(tmp_path, "onecycle", "predict", "", check=False)
+    assert unset.returncode == 2 and "must be a file or a folder, got nothing" in unset.stderr
+
+
 def test_the_command_tells_what_it_can_and_names_what_it_cannot(pipeline: Path, tmp_path: Path) -> None:
     images = np.load(pipeline / paths.DATASET / "test_images.npy")[:5]
     for number, image in enumerate(images):

@@ -140,6 +140,30 @@ def test_a_state_folder_on_another_disk_costs_no_record(folder: Path, onecycle: 
         assert {file.relative_to(kept / "seed-0").as_posix() for file in kept.rglob("*") if file.is_file()} == KEPT
 
 
+def test_what_is_told_of_a_run_without_a_row(folder: Path, onecycle: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a clone: its files tell, also where MLflow cannot be asked."""
+    for seed in (0, 1):
+        made(folder, seed, 600 + seed)
+        assert onecycle(folder, "record", "workspace", "--recipe", "exercise")[0] == 0
+    for name in ("HEAD", "workspace", "results/reference/exercise/seed-0"):
+        code, said, _ = onecycle(folder, "show", name, "--json")
+        shown = json.loads(said)
+        assert (code, shown["metrics"]["test/wrong"]) == (0, 601 if name == "workspace" else 600)
+        assert (shown["metrics"]["train/loss"], shown["metrics"]["train/epochs"]) == (0.5, 2)
+    code, said, _ = onecycle(folder, "show", "workspace")
+    assert code == 0 and said.startswith(
+        f"workspace, commit {command(folder, 'git', 'rev-parse', 'HEAD').stdout[:12]}\n"
+    )
+    assert "No row in MLflow is of it; what follows is what its files tell." in said and "test/accuracy" in said
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    code, said, _ = onecycle(folder, "show", "workspace")
+    assert code == 0 and "MLflow cannot be asked: " in said and "test/accuracy" in said
+    code, _, said = onecycle(folder, "show", "exercise")
+    assert code == 2 and "exercise is a recipe of 2 runs; show one of results/reference/exercise/seed-0, " in said
+    code, _, said = onecycle(folder, "show", ".dvc")
+    assert code == 2 and said.startswith("error: .dvc holds no results, and no row is of it; ")
+
+
 def test_what_is_kept_of_a_run(folder: Path, onecycle: Run) -> None:
     row(0)
     code, said, _ = onecycle(folder, "record", "workspace", "--recipe", "exercise")

@@ -481,10 +481,11 @@ def test_upstream_results_are_filled_in_when_they_are_what_dvc_recorded(workspac
             workspace,
             ["results/stats/stats.json"],
             ["results/train/history.csv"],
-            {"seed": 1, "augment": {"pad": 4}},  # made with another seed
+            {"seed": 0, "augment": {"pad": 4}},
         ),
     }
     workspace.write("dvc.lock", {"stages": locked})
+    workspace.write("results/train/history.csv", HISTORY.replace("0.25", "0.26"))  # not what was recorded
     with join("evaluate", params):
         pass
     summary = folded(workspace)
@@ -493,6 +494,35 @@ def test_upstream_results_are_filled_in_when_they_are_what_dvc_recorded(workspac
     with join("report", params):
         pass
     assert len([entry for entry in workspace.entries() if entry["event"] == "cached"]) == 1  # once an execution
+
+
+def test_a_row_has_the_params_of_the_results_it_holds(workspace: Workspace, params: Params) -> None:
+    """As after an edit of params.yaml and `dvc repro -s evaluate`: the model is still that of before."""
+    workspace.write("results/train/history.csv", HISTORY)
+    locked = {
+        "train": lock_entry(workspace, [], ["results/train/history.csv"], {"epochs": 8, "seed": 1, "train.threads": 2}),
+        "evaluate": {"params": {"params.yaml": {"train.threads": 0}}},
+    }
+    workspace.write("dvc.lock", {"stages": locked})
+    with join("evaluate", params):
+        pass
+    assert "train" not in folded(workspace).stages, "threads are not what it was trained with, and evaluate has them"
+
+    shutil.rmtree(workspace.root / ".state")
+    locked["train"]["params"]["params.yaml"].pop("train.threads")
+    workspace.write("dvc.lock", {"stages": locked})
+    for stage in ("evaluate", "report"):
+        with join(stage, params):
+            pass
+    summary = folded(workspace)
+    assert summary.stages == {"train": "cached", "evaluate": "ran", "report": "ran"}
+    assert (summary.params["epochs"], summary.params["seed"], summary.params["train.threads"]) == ("8", "1", "0")
+    assert summary.tags["params.edited"] == "epochs=24, kept 8, seed=0, kept 1"
+    assert not any(tag.startswith("params.changed_at") for tag in summary.tags)
+    edited = {"git.commit": "abc", "params.edited": "epochs=2, kept 8", "params.changed": "-S epochs=8"}
+    text = description(Summary(tags=edited), "r")
+    assert text.startswith("params.yaml was edited, and what reads it did not all run again: epochs=2, kept 8.\n")
+    assert "    dvc exp run -S epochs=8" in text
 
 
 @pytest.mark.parametrize("change", ["nothing", "param", "code", "out", "upstream", "missing"])

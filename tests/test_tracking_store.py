@@ -312,7 +312,10 @@ def test_a_second_signal_while_the_row_is_closed_does_not_leave_it_open(
     [
         ("folder", "mlflow.db: unable to open"),
         ("garbage", "mlflow.db: file is not a database"),
-        ("torn", "mlflow.db: database disk image is malformed"),
+        (
+            "torn",
+            r"mlflow.db: database disk image is malformed; move mlflow.db\* away, then `onecycle sync --from-git`",
+        ),
         ("newer", "mlflow.db is of a newer MLflow than .* name another store"),
         ("unfinished", "mlflow.db is half made .* move it away"),
         ("older", "mlflow.db is of an older MLflow.*`mlflow db upgrade sqlite:///mlflow.db`"),
@@ -345,6 +348,16 @@ def test_a_database_that_is_no_use_is_told_and_left_alone(workspace: Workspace, 
     assert "\n" not in str(refusal.value)
     assert database.is_dir() if before is None else database.read_bytes() == before
     assert workspace.journals
+
+
+def test_what_a_deleted_database_leaves_spoils_no_new_one(fresh_workspace: Workspace) -> None:
+    """As `rm mlflow.db` leaves the log of what was being written."""
+    for suffix in ("wal", "shm", "journal"):
+        fresh_workspace.write(f"mlflow.db-{suffix}", b"\xff" * 8192)
+    finish(fresh_workspace.stage("stats"))
+    finish(fresh_workspace.sync())
+    [row] = fresh_workspace.rows()
+    assert row.status == "FINISHED"
 
 
 def test_a_journal_that_is_none_keeps_no_other_from_the_store(workspace: Workspace) -> None:

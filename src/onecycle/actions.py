@@ -140,16 +140,18 @@ def gate(options: argparse.Namespace) -> int:
     if options.promote and len(candidate) > 1:
         raise UserError("--promote makes one model the champion; give one run as --candidate")
     baseline: tuple[Results, ...] = ()
+    absent = ""
     try:
         baseline = read_side(options.baseline)
-    except AbsentError as absent:
+    except AbsentError as error:
         if not options.allow_no_baseline:
-            raise UserError(f"{absent}; or pass --allow-no-baseline, and only the floor judges") from None
+            raise UserError(f"{error}; or pass --allow-no-baseline, and only the floor judges") from None
+        absent = str(error)
     judgement = gate.judge(baseline, candidate, limits, reference.spread(*baseline, *candidate))
     if options.json:
-        print(json.dumps(gate.document(judgement, limits, options.strict), indent=2))
+        print(json.dumps(gate.document(judgement, limits, options.strict) | {"absent": absent}, indent=2))
     else:
-        print(tables.markdown(gate.page(judgement, limits)), end="")
+        print(tables.markdown(gate.page(judgement, limits, absent)), end="")
     if options.promote:
         done = f"Not promoted: the verdict is {judgement.verdict}."
         if judgement.verdict == "pass":

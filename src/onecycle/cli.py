@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +34,19 @@ def _check_top() -> None:
         raise UserError(f"this is a folder of the workspace {top}; run the command there")
 
 
+def _path(text: str) -> Path:
+    if not text:  # an unset variable; as a path it would be this folder
+        raise argparse.ArgumentTypeError("must be a file or a folder, got nothing")
+    return Path(text)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number ≥ 0, got {text}")
+    return seconds
+
+
 def _port(text: str) -> int:
     if not (text.isdecimal() and 1 <= int(text) <= 65_535):
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 65535, got {text}")
@@ -58,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     )
     sync.set_defaults(run=actions.sync)
     predict = commands.add_parser("predict", help="classify pictures with the trained model")
-    predict.add_argument("images", nargs="+", type=Path, metavar="image", help="PNG or JPEG file, or a folder of them")
+    predict.add_argument("images", nargs="+", type=_path, metavar="image", help="PNG or JPEG file, or a folder of them")
     predict.add_argument(
         "--model",
         default=str(paths.MODEL),
@@ -130,7 +144,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", type=Path, metavar="FILE", help="also write every figure there, in full")
     bench.add_argument(
         "--seconds",
-        type=float,
+        type=_seconds,
         default=110,
         help="to measure for after the warm-up, one round at least (default: %(default)s)",
     )

@@ -266,8 +266,8 @@ def page(comparison: Comparison) -> Page:
     )
     if comparison.only_first_right is not None:
         parts.append(
-            f"Only the first gets {comparison.only_first_right:,} images right, "
-            f"only the second {comparison.only_second_right:,}. Intervals are paired on the test images; those of "
+            f"Images that only the first gets right: {comparison.only_first_right:,}; "
+            f"only the second: {comparison.only_second_right:,}. Intervals are paired on the test images; those of "
             "top-k accuracies and losses need several runs. Ten classes are ten tests: one of them is often off."
         )
     needed = " and ".join(f"{runs} for {100 * by:g} points" for by, runs in comparison.runs_to_see.items())

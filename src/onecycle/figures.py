@@ -1,7 +1,7 @@
 """The look every matplotlib figure of this project shares, how one is saved, and the range test's figure.
 
 No pyplot: a `Figure` of its own has no global state, needs no display and is freed with its last reference.
-What the report draws besides lies in `report_figures`, so that a change there does not rerun the range test.
+What the report draws besides lies in `report.figures`, so that a change there does not rerun the range test.
 """
 
 from __future__ import annotations
@@ -71,8 +71,7 @@ def lr_range_figure(curve: pd.DataFrame, suggestion: Mapping[str, Any]) -> Figur
     """Loss and accuracy of a learning-rate range test against the rate, raw and smoothed (Smith 2015).
 
     Args:
-        curve: one row an iteration: learning_rate, loss, accuracy, smoothed_loss, smoothed_accuracy; NaN
-            where training diverged.
+        curve: one row an iteration: learning_rate, loss, accuracy, smoothed_loss, smoothed_accuracy.
         suggestion: as suggestion.json: accepted, max_lr and min_lr (numbers, or None where refused), method,
             criterion, reason, advice.
 

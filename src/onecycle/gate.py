@@ -158,10 +158,10 @@ def document(judgement: Judgement, limits: GateParams, strict: bool) -> dict[str
     }
 
 
-def page(judgement: Judgement, limits: GateParams) -> Page:
-    """The judgement for a pull request."""
+def page(judgement: Judgement, limits: GateParams, absent: str = "") -> Page:
+    """The judgement for a pull request; `absent` says why there is no baseline."""
     baseline, candidate = (", ".join(side) for side in (judgement.baseline, judgement.candidate))
-    against = f"against {baseline}" if baseline else "without a baseline: only the floor judges"
+    against = f"against {baseline}" if baseline else f"without a baseline ({absent}): only the floor judges"
     sure = f"{100 * (1 - limits.alpha):g} %"
     columns = ("check", "baseline", "candidate", "difference", f"between ({sure} each way)", "rule", "verdict")
     parts: list[str | Table] = [

@@ -152,4 +152,6 @@ def worker_count(workers: int | str, device: torch.device) -> int:
     """`runtime.workers` as a number of loader processes."""
     if workers != "auto":
         return int(workers)
-    return (os.cpu_count() or 1) // 2 if device.type == "cuda" else 0
+    # a container or a batch system may leave a process few of a machine's cores
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores // 2 if device.type == "cuda" else 0

@@ -128,7 +128,7 @@ class LRRangeParams(Section):
 
     start_lr: Positive
     end_lr: Positive
-    iterations: Annotated[int, Field(ge=20)]
+    iterations: Annotated[int, Field(ge=20, le=100_000)]
     criterion: Literal["loss", "accuracy"]
     method: Literal["middle", "minimum_over_two", "minimum_over_ten", "steepest", "valley"]
     smoothing: NotNegative
@@ -179,7 +179,7 @@ class Params(Section):
     """The whole of params.yaml."""
 
     seed: Seed
-    epochs: Count
+    epochs: Annotated[int, Field(ge=1, le=100_000)]
     batch_size: Annotated[int, Field(ge=2)]
     data: DataParams
     augment: AugmentParams

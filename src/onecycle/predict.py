@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from onecycle.errors import UserError, printable
+from onecycle.paths import MODEL
 from onecycle.tables import Page, Table
 
 FORMATS = ("PNG", "JPEG")
@@ -63,8 +65,13 @@ def workspace_model(path: Path) -> Model:
     """The model of a file like models/model.pt, on the CPU.
 
     Raises:
-        UserError: see `model.load_classifier`.
+        UserError: it is missing, or see `model.load_classifier`.
     """
+    if not path.is_file():
+        make = "run `dvc repro train` or `dvc checkout`" if path == MODEL else "give a file, or models:/name@alias"
+        raise UserError(f"{printable(path)} is {'no file' if path.exists() else 'missing'}; {make}")
+    if not zipfile.is_zipfile(path):  # as torch saves; of any other file it would advise how to trust it
+        raise UserError(f"{printable(path)} is no model of this project; run `dvc repro train`")
     import torch  # here, since it takes seconds and a model of MLflow's brings its own
 
     from onecycle.evaluation import probabilities

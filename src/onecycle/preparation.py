@@ -42,7 +42,7 @@ def prepare(params: Params, dataset: Dataset, mean: NDArray[np.float64], std: ND
     """Seed every generator, then build all that `params` describe; the same params give the same bits.
 
     Args:
-        params: the seed and the sections data, augment, model, train, runtime are read.
+        params: seed, batch_size and the sections data, augment, model, train, runtime are read.
         dataset: uint8 images and int64 labels, memory-mapped.
         mean, std: (3,) per channel, in [0, 1].
     """

@@ -139,6 +139,11 @@ def differing(first: Results, second: Results) -> list[str]:
 
 def _check_same_test(first: Results, second: Results) -> None:
     file = paths.EVALUATE_METRICS.as_posix()
+    one, other = (run.params.get("data.dataset") for run in (first, second))
+    if one and other and one != other:
+        raise UserError(
+            f"{first.name} is of {one} and {second.name} of {other}; only runs on the same test images compare"
+        )
     pairs = (
         ("dataset_digest", first.digest, second.digest),
         ("n", len(first.labels), len(second.labels)),

@@ -11,20 +11,25 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from onecycle import experiments, paths, revisions
 from onecycle.errors import UserError
+from onecycle.git_command import git_says
 from onecycle.revisions import Place
 from onecycle.tables import Page, Table
 from onecycle.tracking import context, describe, source, yaml_values
+from onecycle.tracking.collect import STAGES, collect
 from onecycle.tracking.freshness import Lock, parse_lock
 from onecycle.tracking.lookup import StoredRow, row_of_lock, rows_with
 
 HEADINGS = ("test/", "validation/", "train/", "test_epoch/", "lr_range/", "stats/")
 """Before the metrics' names, in the order in which they are told."""
+SMALL = (paths.STATS_JSON, paths.LR_RANGE_SUGGESTION, paths.TRAIN_METRICS, paths.HISTORY, paths.EVALUATE_METRICS)
+"""Files that tell a run's metrics."""
 _MADE_WITH = ("device", "threads", "hardware.", "os", "version.")
-_MADE_FROM = ("git.", "dvc.exp_name", "dvc.baseline", "mlflow.source.name", "rebuilt")
+_MADE_FROM = ("git.", "params.edited", "dvc.exp_name", "dvc.baseline", "mlflow.source.name", "rebuilt")
 _AGAIN = ("reproduces", "reproduction.verdict", "reproduced.at", "reproduced.verdict")
 
 
@@ -51,6 +56,8 @@ class Known:
     """Params that differ from those of the commit it started from, as `dvc exp run` takes them."""
     metrics: Mapping[str, float]
     stages: tuple[Stage, ...]
+    trouble: str = ""
+    """Why MLflow did not say whether it has a row of it."""
 
     @property
     def tags(self) -> Mapping[str, str]:
@@ -62,9 +69,13 @@ def know(name: str) -> Known:
     """What is known of the run called `name`.
 
     Raises:
-        UserError: there is no such run, or MLflow cannot be asked.
+        UserError: there is no such run, or several, or it is to be looked for in MLflow, which cannot be asked.
     """
     place = revisions.find(name)
+    runs = revisions.seeds(place)
+    if len(runs) > 1:
+        raise UserError(f"{name} is a recipe of {len(runs)} runs; show one of {', '.join(run.name for run in runs)}")
+    [place] = runs
     content = place.read(paths.DVC_LOCK)
     try:
         lock = parse_lock(content or b"")
@@ -74,12 +85,35 @@ def know(name: str) -> Known:
         }
     except ValueError as error:
         raise UserError(f"{place.name}: {error}") from None
-    row = place.row or (row_of_lock(content) if content else None)
-    if row is None and not lock:
-        raise UserError(f"{place.of(paths.DVC_LOCK)} is missing, and no row is of it; {place.remedy}")
+    row, trouble = place.row, ""
+    try:
+        row = row or (row_of_lock(content) if content else None)
+    except UserError as error:  # what git has is there all the same
+        trouble = str(error)
+    metrics = row.metrics if row else _metrics(place)
+    if not (row or lock or metrics):
+        raise UserError(f"{place.name} holds no results, and no row is of it; {place.remedy}")
     changed = _changed(place, row, params)
-    stages = tuple(_stages(row, lock))
-    return Known(place, row, params, changed, dict(row.metrics) if row else {}, stages)
+    return Known(place, row, params, changed, dict(metrics), tuple(_stages(row, lock)), trouble)
+
+
+def _metrics(place: Place) -> dict[str, float]:
+    """The last value of each, from the small files that lie with the run."""
+    with TemporaryDirectory(prefix="onecycle-") as temporary:
+        folder = Path(temporary)
+        for path in SMALL:
+            content = place.read(path)
+            if content is not None:
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                (folder / path).write_bytes(content)
+        found: dict[str, float] = {}
+        try:
+            for findings in (collect(stage, folder) for stage in STAGES):
+                for values in (findings.metrics, *(values for _, values in findings.series)):
+                    found |= values
+        except (ValueError, KeyError) as error:  # no files that a stage has written
+            raise UserError(f"{place.name}: its results cannot be read: {error}") from None
+        return found
 
 
 def _changed(place: Place, row: StoredRow | None, params: Mapping[str, str]) -> str:
@@ -110,9 +144,10 @@ def page(known: Known) -> Page:
     said: list[str | Table] = [_headline(known)]
     said.append(f"Params changed from the commit's: {known.changed or 'none'}")
     if row is None:
-        said.append("No row in MLflow is of it; what follows is what git and dvc.lock tell.")
-    rows = [(stage.name, stage.became, str(stage.outputs), stage.made_by) for stage in known.stages]
-    said.append(Table("Stages", ("stage", "here", "outputs", "made in run"), rows))
+        said.append(f"{known.trouble or 'No row in MLflow is of it'}; what follows is what its files tell.")
+    else:
+        rows = [(stage.name, stage.became, str(stage.outputs), stage.made_by) for stage in known.stages]
+        said.append(Table("Stages", ("stage", "here", "outputs", "made in run"), rows))
     told_apart = (metric for metric in known.metrics.items() if not metric[0].startswith("system/"))
     shown = [(name, f"{value:.6g}") for name, value in sorted(told_apart, key=_place_of)]
     said += [Table("Metrics, the last value of each", ("metric", ""), shown)] if shown else []
@@ -140,7 +175,10 @@ def document(known: Known) -> dict[str, Any]:
 def _headline(known: Known) -> str:
     row = known.row
     if row is None:
-        return f"{known.place.name}, commit {(known.place.commit or 'none')[:12]}"
+        commit = known.place.commit or (
+            git_says("rev-parse", "HEAD") if known.place.name == revisions.WORKSPACE else ""
+        )
+        return known.place.name + (f", commit {commit[:12]}" if commit else "")
     began = datetime.fromtimestamp(row.started / 1000).isoformat(" ", "seconds")
     took = f", {(row.ended - row.started) / 1000:,.0f} s" if row.ended else ""
     return f"{row.tags.get('mlflow.runName', known.place.name)}, run {row.run_id}: {row.status}, {began}{took}"
@@ -154,4 +192,5 @@ def _place_of(metric: tuple[str, float]) -> tuple[int, str]:
 def _commands(known: Known) -> list[str]:
     if known.row:
         return [line for line in describe.again(known.tags, known.row.run_id) if line]
-    return ["To make it again beside the workspace:", f"    onecycle reproduce {known.place.name}"]
+    again = ["To make it again beside the workspace:", f"    onecycle reproduce {known.place.name}"]
+    return again if known.stages else []

@@ -17,14 +17,15 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.S
     ENDING.append(signal.SIGHUP)
 
 
-def exit_at_once() -> None:
-    """From now on a signal to end does so with a word: a stage that still imports has nothing to save.
+def exit_at_once(silently: bool = False) -> None:
+    """From now on a signal to end does so, with a word or `silently`: the process still imports, or ends already.
 
-    An exception would have to find its way out of whatever is being imported, as a traceback of it.
+    An exception would have to find its way out of whatever it meets there, as a traceback of that.
     """
 
     def leave(number: int, _frame: FrameType | None) -> NoReturn:
-        os.write(2, said(number).encode() + b"\n")
+        if not silently:
+            os.write(2, said(number).encode() + b"\n")
         os._exit(128 + number)
 
     for number in ENDING:

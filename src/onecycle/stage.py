@@ -48,6 +48,7 @@ def exit_with(body: Callable[[], int | None]) -> NoReturn:
     except UserError as error:
         _refuse(str(error))
     except Stopped as stopped:
+        signals.exit_at_once(silently=True)  # `timeout` sends one to the group, and dvc passes it on
         print(signals.said(stopped.signal_number), file=sys.stderr)
         sys.exit(128 + stopped.signal_number)
     except Exception as error:

@@ -7,6 +7,7 @@ import platform
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from textwrap import shorten
 
 import psutil
 
@@ -21,6 +22,8 @@ VERSIONS = (
     *("pandas", "pyarrow", "matplotlib", "pillow", "dvc", "mlflow"),
 )
 """Of packages that write results, or see to it that others do."""
+NAME_WIDTH = 80
+"""Characters of a row's name."""
 _RESULTS = (":(exclude)results", ":(exclude)dvc.lock")
 """What the pipeline itself rewrites, so that it says nothing about whether the code was changed."""
 
@@ -37,7 +40,11 @@ def source(execution: Execution, params: Mapping[str, str]) -> dict[str, str]:
     changed = [line[3:] for line in status[1:]]
     branch = _branch(commit) if commit else ""
     reproduced, _, attempt = os.environ.get(paths.REPRODUCES, "").rpartition(" ")
-    name = execution.experiment or " ".join(filter(None, (branch, commit[:7]))) or Path.cwd().name
+    edits = overrides(params) if commit else ""
+    said = (branch, commit[:7], edits.replace("-S ", ""))
+    name = (
+        execution.experiment or shorten(" ".join(filter(None, said)), NAME_WIDTH, placeholder=" …") or Path.cwd().name
+    )
     known = {
         "mlflow.runName": f"again: {reproduced[:12]}" if reproduced else name,
         "reproduces": reproduced,
@@ -50,7 +57,7 @@ def source(execution: Execution, params: Mapping[str, str]) -> dict[str, str]:
         "git.changed": ", ".join(changed[:20]),
         "dvc.exp_name": execution.experiment or "",
         "dvc.baseline": execution.baseline or "",
-        "params.changed": overrides(params) if any(Path(name).name == paths.PARAMS.name for name in changed) else "",
+        "params.changed": edits,
     }
     return _known(known)
 

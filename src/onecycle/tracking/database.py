@@ -97,14 +97,17 @@ def opened(file: Path, seconds: float) -> Iterator[sqlite3.Connection]:
         with closing(sqlite3.connect(file, timeout=seconds)) as connection:
             yield connection
     except sqlite3.Error as error:
-        raise StoreError(f"{file.name}: {error}") from None
+        spoilt = getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+        advice = f"; move {file.name}* away, then `onecycle sync --from-git` makes its rows anew" if spoilt else ""
+        raise StoreError(f"{file.name}: {error}{advice}") from None
 
 
 def _create(file: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    for left_over in file.parent.glob(f"{file.name}.*.tmp*"):  # of a creation that was killed: we hold the lock
-        left_over.unlink()
+    # of a creation that was killed, as we hold the lock; and of a deleted database what would spoil a new one
+    for left_over in (*file.parent.glob(f"{file.name}.*.tmp*"), *file.parent.glob(f"{file.name}-*")):
+        left_over.unlink(missing_ok=True)
     new = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     store = SqlAlchemyStore(_address(new), artifact_root(file))  # type: ignore[no-untyped-call]
     store.engine.dispose()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,22 @@ def fresh(stage: str, lock: Lock, params: Mapping[str, str], root: Path = Path()
     entry, written = lock[stage], _written(lock)
     read = [dep for dep in entry.get("deps", ()) if dep["path"] not in written]
     return all(_unchanged(path, root) for path in (*read, *entry.get("outs", ())))
+
+
+def kept_params(kept: Iterable[str], reader: str, lock: Lock, params: Mapping[str, str]) -> dict[str, str]:
+    """The params that the stages `kept` ran with where `params` now say otherwise: what is on disk of them is of those.
+
+    As when a stage alone is run after an edit. What the stage `reader`, which runs, was recorded to read itself is left
+    out: it has the new value.
+    """
+    its_own = recorded_params({reader: lock.get(reader, {})})
+    found: dict[str, str] = {}
+    for stage in kept:
+        recorded = recorded_params({stage: lock.get(stage, {})})
+        known = {key: yaml_values.spelled(recorded[key]) for key in recorded.keys() & params.keys() - its_own.keys()}
+        if fresh(stage, lock, {**params, **known}):
+            found |= {key: value for key, value in known.items() if not yaml_values.same(value, params[key])}
+    return dict(sorted(found.items()))
 
 
 def undone(graph: Lock, lock: Lock, params: Mapping[str, str]) -> list[str]:

@@ -19,6 +19,7 @@ from onecycle.params import Params, flatten
 from onecycle.tracking import context, delivery, describe, execution, patch, source, yaml_values
 from onecycle.tracking.collect import STAGES, collect
 from onecycle.tracking.filling import fill_in, log
+from onecycle.tracking.freshness import kept_params, read_lock
 from onecycle.tracking.journal import Journal, root
 from onecycle.tracking.redaction import without_secrets
 from onecycle.tracking.summary import Summary
@@ -73,6 +74,9 @@ class Row:
         with self._unfailing():
             so_far = Summary.of(self._journal) if self._journal.file.exists() else Summary()
             values = {name: yaml_values.spelled(value) for name, value in flatten(params).items()}
+            kept = self._params_of_kept(so_far, values)
+            edited = ", ".join(f"{name}={values[name]}, kept {value}" for name, value in kept.items())
+            values |= kept  # the row is of results, and these are not of params.yaml
             changed = [name for name, value in values.items() if so_far.params.get(name, value) != value]
             self._append(
                 "open",
@@ -86,13 +90,25 @@ class Row:
             if not so_far.row:
                 with self._unfailing():  # each on its own: what one cannot read keeps no other from the row
                     self._made_from(context.tags(current, values))
+            if edited:
+                self.tags({"params.edited": edited})
             if changed:  # edited while the command ran: MLflow keeps the first value of a param for good
                 self.tags({f"params.changed_at_{self._stage}": ", ".join(f"{name}={values[name]}" for name in changed)})
-            earlier = STAGES[: STAGES.index(self._stage)] if self._stage in STAGES else ()
             with self._unfailing():
-                fill_in(self._journal, [stage for stage in earlier if stage not in so_far.stages], values)
+                fill_in(self._journal, [stage for stage in self._earlier() if stage not in so_far.stages], values)
             if send:
                 self._sender = delivery.start(self._journal)
+
+    def _earlier(self) -> tuple[str, ...]:
+        """The stages before this one."""
+        return STAGES[: STAGES.index(self._stage)] if self._stage in STAGES else ()
+
+    def _params_of_kept(self, so_far: Summary, values: Mapping[str, str]) -> dict[str, str]:
+        """The params of earlier stages that did not run in this execution, where they are not those of params.yaml."""
+        with self._unfailing():
+            kept = [stage for stage in self._earlier() if so_far.stages.get(stage, "cached") == "cached"]
+            return kept_params(kept, self._stage, read_lock(), values)
+        return {}
 
     def _made_from(self, tags: Mapping[str, str]) -> None:
         """Tell what the row is made from, with the changes that are in no commit."""
