@@ -59,9 +59,9 @@ def spread(*runs: Results) -> Spread | None:
     known: dict[str, list[float]] = {}
     for recipe, places in recipes().items():
         if len(places) > 1:
-            kept = [read(place) for place in places]
-            if any(run.digest == kept[0].digest and not recipe_differing(kept[0].params, run.params) for run in runs):
-                known[recipe] = [run.metrics["accuracy"] for run in kept]
+            kept = read(places[0])
+            if any(run.digest == kept.digest and not recipe_differing(kept.params, run.params) for run in runs):
+                known[recipe] = [kept.metrics["accuracy"], *(read(place).metrics["accuracy"] for place in places[1:])]
     if not known:
         return None
     told = " and ".join(f"{len(seeds)} seeds of {recipe}" for recipe, seeds in known.items())

@@ -72,13 +72,15 @@ def again(tags: Mapping[str, str], run_id: str) -> list[str]:
     if commit is None:
         return ["Made outside a git commit, so no command makes it again."]
     run = f"dvc exp run {overrides}" if overrides else "dvc repro"
-    lines = ["To make it again:", ""]
+    lines = []
     if "params.edited" in tags:
         edited = tags["params.edited"]
-        lines = [f"params.yaml was edited, and what reads it did not all run again: {edited}.", "", *lines]
+        lines += [f"params.yaml was edited, and what reads it did not all run again: {edited}.", ""]
     if source.LOCK_TAG in tags:
-        lines[-2] = "To make it again beside the workspace, and have it compared with this row:"
+        lines += ["To make it again beside the workspace, and have it compared with this row:", ""]
         lines += [f"    onecycle reproduce {run_id}", "", "By hand:", ""]
+    else:
+        lines += ["To make it again:", ""]
     lines += [f"    git checkout {commit}", f"    {run}"]
     others = source.changed_besides_params(tags)
     if others and "dvc.exp_name" in tags:

@@ -91,9 +91,13 @@ def kept_params(kept: Iterable[str], reader: str, lock: Lock, params: Mapping[st
     found: dict[str, str] = {}
     for stage in kept:
         recorded = recorded_params({stage: lock.get(stage, {})})
-        known = {key: yaml_values.spelled(recorded[key]) for key in recorded.keys() & params.keys() - its_own.keys()}
-        if fresh(stage, lock, {**params, **known}):
-            found |= {key: value for key, value in known.items() if not yaml_values.same(value, params[key])}
+        others = {
+            key: yaml_values.spelled(recorded[key])
+            for key in recorded.keys() & params.keys() - its_own.keys()
+            if not yaml_values.same(recorded[key], params[key])
+        }
+        if others and fresh(stage, lock, {**params, **others}):  # which hashes files, mostly for nothing
+            found |= others
     return dict(sorted(found.items()))
 
 
