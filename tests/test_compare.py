@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from conftest import command
 from crafted_run import CLASSES, LABELS, commit, errors, repository, set_params, write_run
+from scipy.stats import t as student
 
 from onecycle import compare, paths, revisions, tables
 from onecycle.errors import UserError
-from onecycle.results import Results, read, read_side
-from onecycle.revisions import AbsentError, find
+from onecycle.results import Results, read, read_side, side_name
+from onecycle.revisions import AbsentError, Place, find
 
 
 @pytest.fixture(scope="module")
@@ -134,19 +135,35 @@ def test_runs_that_do_not_vary_are_refused(tmp_path: Path) -> None:
         compare.compare(side(tmp_path, "a0", "a1", "a2"), side(tmp_path, "b0", "b1", "b2"))
 
 
-def test_what_is_known_of_equal_runs_widens_what_their_images_show(runs: Path) -> None:
+def seeds_apart(folder: Path, step: int) -> compare.EqualRuns:
+    """Three runs, each with `step` images more wrong than the one before."""
+    for seed in range(3):
+        write_run(folder / f"{seed}", errors(375, 225 + step * seed, 300 * seed), sure=0.97 - seed / 1000)
+    runs = [read(Place(f"{seed}", None, folder / f"{seed}")) for seed in range(3)]
+    return compare.EqualRuns({"exercise": runs}, "results/reference")
+
+
+def interval(row: compare.Row) -> tuple[float | None, float | None]:
+    return row.low, row.high
+
+
+def test_what_is_known_of_equal_runs_widens_what_their_images_show(runs: Path, tmp_path: Path) -> None:
     sides = side(runs, "first"), side(runs, "second")
-    known = compare.Spread(0.004, "2 seeds of exercise in results/reference")
+    known = seeds_apart(tmp_path / "far", 40)
     comparison = compare.compare(*sides, known)
-    assert (comparison.verdict, comparison.deviation) == ("no evidence", 0.004)
-    accuracy = next(row for row in comparison.metrics if row.name == "accuracy")
-    assert accuracy.low is not None and accuracy.high is not None
-    assert (accuracy.difference, accuracy.low, accuracy.high) == pytest.approx((-0.006, -0.0172, 0.0052), abs=2e-4)
-    test = "McNemar's test with the deviation of 2 seeds of exercise in results/reference"
-    assert compare.sentence(comparison).endswith(f"p = 0.29, {test}")
-    assert "0.40 points, 2 seeds of exercise in results/reference)." in tables.markdown(compare.page(comparison))
-    less = compare.compare(*sides, compare.Spread(0.001, "2 seeds"))
-    assert less == compare.compare(*sides)
+    assert (comparison.verdict, comparison.deviation) == ("no evidence", pytest.approx(0.004))
+    accuracy, alone = ({row.name: row for row in each.metrics} for each in (comparison, compare.compare(*sides)))
+    reach = student.ppf(0.975, 2) * 2**0.5 * 0.004
+    assert interval(accuracy["accuracy"]) == pytest.approx((-0.006 - reach, -0.006 + reach))
+    assert interval(accuracy["macro_recall"]) == pytest.approx(interval(accuracy["accuracy"]), abs=1e-3)
+    assert alone["loss"].low is None and accuracy["loss"].low is not None
+    assert all(row.low is not None and row.low < 0 < row.high for row in comparison.classes if row.high is not None)
+    source = "3 seeds of exercise in results/reference"
+    assert compare.sentence(comparison).endswith(f", t-test with the deviation of {source}")
+    assert f"0.40 points, {source})." in tables.markdown(compare.page(comparison))
+    less = compare.compare(*sides, seeds_apart(tmp_path / "near", 1))
+    assert (less.p, less.test) == (compare.compare(*sides).p, "McNemar's test")
+    assert interval({row.name: row for row in less.metrics}["accuracy"]) == interval(alone["accuracy"])
 
 
 def test_two_seeds_of_one_recipe_and_code_are_said_to_be_that(tmp_path: Path) -> None:
@@ -158,8 +175,21 @@ def test_two_seeds_of_one_recipe_and_code_are_said_to_be_that(tmp_path: Path) ->
     told = "Both are the same code and recipe with other seeds: what differs is chance."
     for other, expected in (("1", True), ("2", False), ("0", False)):
         comparison = compared(tmp_path, "0", other)
-        assert comparison.replicates is expected
+        assert comparison.same_recipe is expected
         assert (told in compare.page(comparison)) is expected
+
+
+def test_seeds_of_a_recipe_are_called_by_its_name() -> None:
+    seeds = [f"results/reference/page/seed-{seed}" for seed in range(3)]
+    assert side_name(seeds) == "page (3 runs)"
+    assert side_name(["mine/seed-0", "mine/seed-1"]) == "mine (2 runs)"
+    for others in (seeds[:1], [*seeds, "workspace"], [seeds[0], "results/reference/exercise/seed-1"], ["a", "b"]):
+        assert side_name(others) == ", ".join(others)
+
+
+def test_a_mean_of_counts_is_no_whole_number() -> None:
+    row = compare.Row("wrong", 659.0, 1591 + 2 / 3, 932 + 2 / 3, -0.01, 1865.3)
+    assert compare.number(row, "wrong") == ("659.0", "1,591.7", "+932.7", "-0.0 to +1,865.3")
 
 
 def test_what_it_prints(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,7 +202,7 @@ def test_what_it_prints(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "| wrong | 600 | 660 | +60 | +16 to +104 |" in text
     assert "| one\\_cycle.max\\_lr | auto | 1e-05 |" in text
     assert "Images that only the first gets right: 285; only the second: 225." in text
-    assert "for 0.2 points and 4 for 0.5 points (standard deviation between equal runs 0.16 points, assumed)." in text
+    assert "for 0.2 points and 4 for 0.5 points (standard deviation between equal runs 0.16 points, from the images they disagree on)." in text
     tables.show(compare.page(comparison))
     shown = capsys.readouterr().out
     assert "max_lr" in shown and "93.40 %" in shown

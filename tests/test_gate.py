@@ -15,13 +15,13 @@ from crafted_run import IMAGES, commit, edit_metrics, errors, repository, set_pa
 from numpy.typing import NDArray
 
 from onecycle import gate, paths, revisions
-from onecycle.compare import between_runs
+from onecycle.compare import run_deviation
 from onecycle.errors import UserError
 from onecycle.gate import judge, verdict_on
 from onecycle.params import load
 from onecycle.results import read, read_side
 from onecycle.stage import CRASHED
-from onecycle.stats_tests import Discordant, means_difference, paired_difference, runs_to_settle
+from onecycle.stats_tests import Discordant, paired_difference, runs_estimate, runs_to_settle
 
 COMMON, OWN = 375, 225
 """Of 10,000 images every run gets 375 wrong, and 225 of its own: 6 % wrong, 450 discordant between two equal runs."""
@@ -90,21 +90,26 @@ def test_a_run_against_itself_passes_on_few_images(tmp_path: Path, onecycle: Run
     """As two classifiers that agree on all 360 they might be further apart than the margin on others."""
     for name in (".", "again"):
         write_run(tmp_path / name, np.arange(18), images=360)
-    code, output, _ = onecycle(tmp_path, "gate", "--baseline", "again", "--strict")
+    code, output, _ = onecycle(tmp_path, "gate", "--baseline", "again", "--strict", "--markdown")
     assert code == 0 and "| +0.00 | +0.00 to +0.00 | falls by &#60; 0.5 points | pass |" in output
     write_run(tmp_path, np.arange(18), images=360, sure=0.96)
     assert onecycle(tmp_path, "gate", "--baseline", "again", "--strict")[0] == 3
 
 
-def test_the_table_is_markdown(planted: Path, onecycle: Run) -> None:
-    code, output, errors_said = onecycle(planted, "gate", "--baseline", "main", "--candidate", "unsure")
+def test_a_table_for_a_pull_request(planted: Path, onecycle: Run) -> None:
+    arguments = ("gate", "--baseline", "main", "--candidate", "unsure")
+    code, output, errors_said = onecycle(planted, *arguments, "--markdown")
     lines = output.splitlines()
     assert (code, errors_said, lines[0]) == (0, "", "**Gate: inconclusive**")
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 6 and len({line.count("|") for line in table}) == 1
     assert table[2].startswith("| accuracy | 94.00 % | 93.70 % | -0.30 | -0.66 to +0.06 | falls by &#60; 0.5 points |")
-    assert "Warning: the loss of accuracy may be negligible or 0.5 points and more; 4 seeds each" in lines[-3]
-    assert lines[-1] == "Accuracy of equal runs deviates by 0.15 points (assumed)."
+    assert "Warning: the loss of accuracy may be negligible or 0.5 points and more; 4 seeds each" in lines[-4]
+    assert lines[-2:] == ["Accuracy of equal runs deviates by 0.15 points (from the images they disagree on).", ""]
+    code, output, _ = onecycle(planted, *arguments)
+    lines = output.splitlines()
+    assert lines[0].rstrip() == "Gate: inconclusive" and "falls by < 0.5 points" in output
+    assert lines[-1] == "Accuracy of equal runs deviates by 0.15 points (from the images they disagree on)."
 
 
 def test_the_workspace_is_the_candidate(planted: Path, onecycle: Run) -> None:
@@ -341,13 +346,14 @@ def detected_by_seeds(loss: float, seeds: int, trials: int = 1000) -> float:
     """The same with several seeds a side. Each image has its own probability of being right, and equal runs are
     independent draws (Jordan 2023): a mean of 94 %, and 4.5 % discordant between two equal runs."""
     generator = np.random.default_rng(0)
-    spread = 0.94 * 0.06 / (0.94 * 0.06 - 0.045 / 2) - 1
-    right = generator.beta(0.94 * spread, 0.06 * spread, IMAGES)
+    precision = 0.94 * 0.06 / (0.94 * 0.06 - 0.045 / 2) - 1
+    right = generator.beta(0.94 * precision, 0.06 * precision, IMAGES)
     found = 0
     for _ in range(trials):
         baseline, candidate = (accuracies(generator, right * (1 - lost / 0.94), seeds) for lost in (0.0, loss))
-        interval = means_difference(candidate, baseline, 1 - 2 * LIMITS.alpha)
-        found += verdict_on(interval, LIMITS) == "regression"
+        estimate = runs_estimate(candidate, baseline)
+        assert estimate
+        found += verdict_on(estimate.difference(1 - 2 * LIMITS.alpha), LIMITS) == "regression"
     return found / trials
 
 
@@ -362,7 +368,7 @@ def test_where_more_is_negligible_it_asks_for_more_seeds(planted: Path, monkeypa
     sides = read_side("main"), read_side("unsure")
     few, many = (judge(*sides, LIMITS.model_copy(update={"negligible": share})).seeds for share in (0.0025, 0.004))
     assert few == judge(*sides, LIMITS).seeds == 4
-    assert many == runs_to_settle(0.002, between_runs(*sides).deviation, LIMITS.alpha) > few
+    assert many == runs_to_settle(0.002, run_deviation(*sides)[0], LIMITS.alpha) > few
 
 
 def test_calibration_with_one_run_a_side() -> None:

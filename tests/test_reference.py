@@ -14,6 +14,7 @@ import pytest
 from conftest import REPO, Run, command, set_params
 from crafted_run import commit, edit_metrics, errors, repository, write_run
 from mlflow import MlflowClient
+from scipy.stats import t as student
 
 from onecycle import params, paths, readme, reference
 from onecycle.executions import executions
@@ -62,7 +63,7 @@ def made(folder: Path, seed: int = 0, wrong: int = 600, **values: Any) -> None:
         (folder / path).write_text(text, encoding="utf-8")
     outs = [{"path": path.as_posix(), "md5": md5((folder / path).read_bytes())} for path in reference.FILES]
     deps = [
-        {"path": "models/model.pt", "md5": f"model-{seed}"},
+        {"path": "models/model.pt", "md5": "-".join(map(str, ("model", seed, *values.values())))},
         {"path": "src/onecycle/training.py", "md5": "code"},
     ]
     evaluate = {"deps": deps, "params": {"params.yaml": {"seed": seed}}, "outs": outs}
@@ -103,27 +104,75 @@ def kept(folder: Path, name: str) -> dict[str, Any]:
 
 
 def test_the_gate_knows_how_far_the_seeds_of_a_recipe_are_apart(folder: Path, onecycle: Run) -> None:
-    """Two seeds 0.8 points apart are no regression of one another; a loss beyond that is one, also of other params."""
-    for seed, wrong in ((0, 600), (1, 680)):
+    """Seeds 0.8 points apart: as much is no regression of a run like them, and not certainly one of another recipe."""
+    for seed, wrong in ((0, 600), (1, 680), (2, 640)):
         made(folder, seed, wrong)
         assert onecycle(folder, "record", "workspace", "--recipe", "exercise")[0] == 0
-    gate = ("gate", "--baseline", "results/reference/exercise/seed-0", "--json")
+    made(folder, 3, 680)
+    gate = ("gate", "--baseline", "exercise/seed-0", "--json")
     code, said, _ = onecycle(folder, *gate)
     judged = json.loads(said)
     assert (code, judged["verdict"]) == (0, "inconclusive") and judged["seeds"] > 10
-    source = "2 seeds of exercise in results/reference"
-    assert judged["deviation"] == {"deviation": pytest.approx(0.008 / 2**0.5), "source": source}
-    code, said, _ = onecycle(folder, "compare", "results/reference/exercise/seed-0", "workspace", "--json")
+    source = "3 seeds of exercise in results/reference"
+    assert (judged["deviation"], judged["deviation_source"]) == (pytest.approx(0.004), source)
+    accuracy, _, loss, _ = judged["checks"]
+    reach = student.ppf(0.95, 2) * 2**0.5 * 0.004
+    assert (accuracy["low"], accuracy["high"]) == pytest.approx((-0.008 - reach, -0.008 + reach))
+    assert loss["low"] is not None, "its seeds tell how far losses are apart, too"
+    code, said, _ = onecycle(folder, "compare", "exercise/seed-0", "workspace", "--json")
     assert (code, json.loads(said)[0]["deviation_source"]) == (0, source)
 
     made(folder, 0, 900, epochs=30)
-    assert onecycle(folder, *gate)[0] == 1
-    judged = json.loads(onecycle(folder, "gate", "--baseline", "exercise", "--json")[1])
-    assert (judged["deviation"]["source"], judged["checks"][0]["verdict"]) == ("these runs", "inconclusive")
-
+    assert onecycle(folder, *gate)[0] == 1, "three points are one, of any recipe"
+    shutil.rmtree(folder / "results/reference/exercise/seed-2")
     shutil.rmtree(folder / "results/reference/exercise/seed-1")
     made(folder, 1, 680)
-    assert onecycle(folder, *gate)[0] == 1, "as the images alone have it"
+    code, said, _ = onecycle(folder, *gate)
+    assert (code, json.loads(said)["deviation_source"]) == (1, "from the images they disagree on")
+
+
+def recorded(folder: Path, onecycle: Run, recipe: str, errors: tuple[int, ...], **values: Any) -> None:
+    for seed, wrong in enumerate(errors):
+        made(folder, seed, wrong, **values)
+        assert onecycle(folder, "record", "workspace", "--recipe", recipe)[0] == 0
+
+
+def test_which_seeds_tell_how_far_a_run_is_from_its_equals(folder: Path, onecycle: Run) -> None:
+    recorded(folder, onecycle, "few", (605, 615))
+    recorded(folder, onecycle, "many", (600, 620, 640, 660, 680, 700), epochs=30)
+
+    def told(first: str, second: str) -> str | None:
+        known = reference.equal_runs(read_side(first), read_side(second))
+        return str(known) if known else None
+
+    own = "6 seeds of many in results/reference"
+    assert told("many/seed-0", "few/seed-0") == own, "enough of one of the two recipes"
+    assert told("many/seed-0", "many/seed-1") == "5 seeds of many in results/reference", "not the run that is judged"
+    made(folder, 7, 608, epochs=31)
+    assert told("few/seed-0", "workspace") == "2 seeds of few and 6 seeds of many in results/reference"
+    assert told("few", "many") is None, "no run is alone"
+    assert told("few/seed-0", "few/seed-0") is None, "it is one run"
+    command(folder, "git", "rm", "-qr", "--cached", "results", check=False)
+    shutil.rmtree(folder / "results/reference/many")
+    assert told("few/seed-0", "few/seed-1") is None, "one seed is left"
+
+
+def test_a_run_is_not_compared_with_several_that_it_is_one_of(folder: Path, onecycle: Run) -> None:
+    recorded(folder, onecycle, "exercise", (600, 640))
+    for arguments in (("exercise", "exercise/seed-1"), ("workspace", "exercise"), ("exercise", "exercise")):
+        code, _, said = onecycle(folder, "compare", *arguments)
+        assert code == 2 and " is on both sides" in said
+    code, said, _ = onecycle(folder, "compare", "exercise/seed-1", "workspace")
+    assert code == 0 and "Both are the same run." in said
+    code, said, _ = onecycle(folder, "gate", "--baseline", "exercise", "--strict")
+    assert code == 0 and "workspace against results/reference/exercise/seed-1." in said
+
+
+def test_a_recipe_is_kept_under_one_name(folder: Path, onecycle: Run) -> None:
+    recorded(folder, onecycle, "exercise", (600,))
+    made(folder, 1, 610)
+    code, _, said = onecycle(folder, "record", "workspace", "--recipe", "other")
+    assert (code, said) == (2, "error: workspace is of a recipe that is kept as exercise; give `--recipe exercise`\n")
 
 
 def test_a_state_folder_on_another_disk_costs_no_record(folder: Path, onecycle: Run) -> None:

@@ -14,22 +14,29 @@ from statsmodels.stats.power import TTestIndPower
 
 from onecycle import stats_tests
 from onecycle.stats_tests import (
+    Deviation,
     Discordant,
+    Estimate,
+    assumed_deviation,
     discordant,
-    excess_deviation,
     mcnemar_p,
     mean_of_runs,
-    means_difference,
-    means_p,
-    means_test,
     paired_difference,
     pooled_deviation,
     resampled_differences,
-    run_deviation,
+    runs_estimate,
     runs_to_see,
     runs_to_settle,
+    shown_deviation,
     wilson,
 )
+
+
+def estimated(first: list[float], second: list[float], alone: Deviation | None = None) -> Estimate:
+    """Where there is something to estimate it from."""
+    found = runs_estimate(first, second, alone)
+    assert found
+    return found
 
 
 def test_discordant_images_are_counted() -> None:
@@ -91,23 +98,22 @@ def test_welch_is_scipys() -> None:
     first, second = [0.930, 0.932, 0.929], [0.936, 0.931, 0.935, 0.938]
     expected = ttest_ind(second, first, equal_var=False)
     interval = expected.confidence_interval(0.9)
-    value, low, high = means_difference(first, second, 0.9)
-    assert means_p(first, second) == pytest.approx(expected.pvalue)
-    assert (value, low, high) == pytest.approx((0.935 - 0.930333333, interval.low, interval.high), abs=1e-8)
-    constant = [0.93, 0.93, 0.93]
-    assert means_difference(constant, second).value == pytest.approx(0.005)
+    found = estimated(first, second)
+    assert (found.p, found.freedom) == pytest.approx((expected.pvalue, expected.df))
+    assert found.difference(0.9) == pytest.approx((0.935 - 0.930333333, interval.low, interval.high), abs=1e-8)
+    assert estimated([0.93] * 3, second).value == pytest.approx(0.005)
 
 
 def test_one_run_is_judged_by_the_spread_of_several() -> None:
     """Crawford and Howell's modified t (1998): (x - mean) / (s · √(1 + 1/n)), n - 1 degrees of freedom."""
     several, alone = [0.9353, 0.9304, 0.9365], [0.9280]
     error = np.std(several, ddof=1) * np.sqrt(1 + 1 / 3)
-    value, low, high = means_difference(several, alone, 0.9)
+    found = estimated(several, alone)
+    value, low, high = found.difference(0.9)
     assert value == pytest.approx(alone[0] - np.mean(several))
     assert (high - value, value - low) == pytest.approx([t.ppf(0.95, 2) * error] * 2)
-    assert means_p(several, alone) == pytest.approx(2 * t.sf(abs(value) / error, 2)) == means_p(alone, several)
-    assert means_difference(alone, several, 0.9) == pytest.approx((-value, -high, -low))
-    assert (means_test(several, alone), means_test(several, several)) == ("Student's t-test", "Welch's t-test")
+    assert found.p == pytest.approx(2 * t.sf(abs(value) / error, 2)) == estimated(alone, several).p
+    assert estimated(alone, several).difference(0.9) == pytest.approx((-value, -high, -low))
 
 
 @pytest.mark.parametrize("deviation", [0.0015, 0.0035])
@@ -115,40 +121,30 @@ def test_one_run_is_judged_by_the_spread_of_several() -> None:
 def test_equal_runs_are_told_apart_no_more_often_than_promised(sizes: tuple[int, int], deviation: float) -> None:
     draw = np.random.default_rng(7)
     sides = [draw.normal(0.935, deviation, (2000, size)).tolist() for size in sizes]
-    alarms = np.mean([means_p(first, second) < 0.05 for first, second in zip(*sides, strict=True)])
+    alarms = np.mean([estimated(first, second).p < 0.05 for first, second in zip(*sides, strict=True)])
     assert alarms < 0.065
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "why"),
-    [
-        ([0.94], [0.93], "both sides are of one run"),
-        ([0.94, 0.94, 0.94], [0.93, 0.93, 0.93], "no two runs of a side differ"),
-        ([0.94, 0.94, 0.94], [0.93], "no two runs of a side differ"),
-    ],
-)
-def test_runs_that_say_nothing_are_refused(first: list[float], second: list[float], why: str) -> None:
-    with pytest.raises(ValueError, match=why):
-        means_difference(first, second)
+@pytest.mark.parametrize("seeds", [2, 3, 6])
+@pytest.mark.parametrize(("several", "deviations"), [(1, (0.0035, 0.0035)), (3, (0.0015, 0.0035))])
+def test_a_few_other_seeds_tell_how_far_a_single_run_deviates(
+    seeds: int, several: int, deviations: tuple[float, float]
+) -> None:
+    """However few they are; and whether the other side, of several runs, varies like it or not."""
+    draw = np.random.default_rng(3)
+    alarms = 0
+    for _ in range(2000):
+        known = pooled_deviation(draw.normal(0.93, deviations[1], seeds).tolist())
+        first, second = draw.normal(0.935, deviations[0], several), draw.normal(0.935, deviations[1], 1)
+        alarms += estimated(first.tolist(), second.tolist(), known).p < 0.05
+    assert 0.02 < alarms / 2000 < 0.075
+    if several == 1:
+        assert estimated([0.93], [0.94], Deviation(0.003, 2)) == pytest.approx((0.01, 0.003 * 2**0.5, 2))
 
 
-@pytest.mark.parametrize("known", [0.0005, 0.002, 0.0035])
-def test_what_equal_runs_deviate_by_beyond_their_images_raises_no_alarm(known: float) -> None:
-    """Each image an independent draw, and each run's own luck on top; less than the images show changes nothing."""
-    draw, images = np.random.default_rng(11), 10_000
-    luck = np.sqrt(max(0.0, known**2 - 0.0015**2)) * draw.normal(size=(2, 2000))
-    shift = np.clip((luck[1] - luck[0]) / 2, -0.02, 0.02)
-    shares = np.stack([0.0225 - shift, 0.0225 + shift, np.full(2000, 0.955)], axis=1)
-    counts = [Discordant(first, second, images) for first, second, _ in draw.multinomial(images, shares).tolist()]
-    excess = [excess_deviation(each, known) for each in counts]
-    alarms = np.mean([mcnemar_p(each, more) < 0.05 for each, more in zip(counts, excess, strict=True)])
-    covered = [paired_difference(each, 0.95, more) for each, more in zip(counts, excess, strict=True)]
-    assert 0.03 < alarms < 0.07
-    assert np.mean([low > 0 or high < 0 for _, low, high in covered]) < 0.07
-    if known < 0.0015:
-        assert set(excess) == {0.0}
-    elif known == 0.0035:
-        assert np.mean([mcnemar_p(each) < 0.05 for each in counts]) > 0.3, "as the images alone would have it"
+@pytest.mark.parametrize(("first", "second"), [([0.94], [0.93]), ([0.94] * 3, [0.93] * 3), ([0.94] * 3, [0.93])])
+def test_runs_that_say_nothing_give_no_estimate(first: list[float], second: list[float]) -> None:
+    assert runs_estimate(first, second) is None
 
 
 def test_wilson_is_the_textbook_interval() -> None:
@@ -157,13 +153,15 @@ def test_wilson_is_the_textbook_interval() -> None:
 
 
 def test_the_deviation_between_runs_follows_from_their_disagreement() -> None:
-    """Of two equal runs on many images; a recipe that agrees with itself more is not believed."""
-    assert run_deviation(Discordant(225, 225, 10_000)) == pytest.approx(0.0015)
-    assert run_deviation(Discordant(2, 1, 10_000)) == 0.0015
-    assert run_deviation(Discordant(0, 1, 360)) == pytest.approx(np.sqrt(0.045 / 360 / 2))  # the same share on fewer
-    assert run_deviation(Discordant(18, 18, 360)) == pytest.approx(np.sqrt(0.1 / 360 / 2))
-    assert pooled_deviation([0.0, 2.0], [0.0, 4.0]) == pytest.approx(np.sqrt((2 + 8) / 2))
-    assert pooled_deviation([0.0, 2.0], [1.0]) == pytest.approx(np.sqrt(2))
+    assert shown_deviation(Discordant(225, 225, 10_000)) == pytest.approx(0.0015) == assumed_deviation(10_000)
+    assert shown_deviation(Discordant(18, 18, 360)) == pytest.approx(np.sqrt(0.1 / 360 / 2))
+    assert assumed_deviation(360) == pytest.approx(np.sqrt(0.045 / 360 / 2))  # the same share of fewer
+
+
+def test_deviations_are_pooled_by_what_each_is_worth() -> None:
+    assert pooled_deviation([0.0, 2.0], [0.0, 4.0]) == pytest.approx((np.sqrt((2 + 8) / 2), 2))
+    assert pooled_deviation([0.0, 2.0], [1.0]) == pytest.approx((np.sqrt(2), 1))
+    assert pooled_deviation([0.0, 2.0], [0.0, 0.0, 0.0]) == pytest.approx((np.sqrt(2 / 3), 3))
 
 
 def test_mean_of_runs_has_students_interval() -> None:
@@ -209,8 +207,8 @@ def test_how_many_runs_settle_a_margin() -> None:
 
     def width(runs: int) -> float:
         scores = np.linspace(-1, 1, runs)
-        side = 0.01 * scores / scores.std(ddof=1)
-        _, low, high = means_difference(side.tolist(), side.tolist(), 0.9)
+        side: list[float] = (0.01 * scores / scores.std(ddof=1)).tolist()
+        _, low, high = estimated(side, side).difference(0.9)
         return high - low
 
     runs = runs_to_settle(0.005, 0.01, 0.05)

@@ -86,10 +86,7 @@ def summary(options: argparse.Namespace) -> None:
         print(json.dumps(summary.document(groups, found.left_out), indent=2))
         return
     page = summary.page(groups, found.left_out)
-    if options.markdown:
-        print(tables.markdown(page), end="")
-    else:
-        tables.show(page)
+    tables.write(page, options.markdown)
 
 
 def record(options: argparse.Namespace) -> None:
@@ -111,7 +108,7 @@ def compare(options: argparse.Namespace) -> None:
     from onecycle.results import read_side
 
     first, *others = (read_side(names) for names in options.sides)
-    comparisons = [compare.compare(first, other, reference.spread(*first, *other)) for other in others]
+    comparisons = [compare.compare(first, other, reference.equal_runs(first, other)) for other in others]
     if options.pictures:
         from onecycle.report import disagreements
 
@@ -120,11 +117,7 @@ def compare(options: argparse.Namespace) -> None:
         print(json.dumps([compare.document(comparison) for comparison in comparisons], indent=2))
         return
     for comparison in comparisons:
-        page = compare.page(comparison)
-        if options.markdown:
-            print(tables.markdown(page))
-        else:
-            tables.show(page)
+        tables.write(compare.page(comparison), options.markdown)
 
 
 def gate(options: argparse.Namespace) -> int:
@@ -132,7 +125,7 @@ def gate(options: argparse.Namespace) -> int:
 
     from onecycle import gate, reference, tables
     from onecycle.params import load
-    from onecycle.results import Results, read_side
+    from onecycle.results import Results, read_side, same_model
     from onecycle.revisions import AbsentError
 
     limits = load(paths.PARAMS).gate
@@ -147,11 +140,14 @@ def gate(options: argparse.Namespace) -> int:
         if not options.allow_no_baseline:
             raise UserError(f"{error}; or pass --allow-no-baseline, and only the floor judges") from None
         absent = str(error)
-    judgement = gate.judge(baseline, candidate, limits, reference.spread(*baseline, *candidate))
+    if len(candidate) == 1:  # a change of something else leaves it one of the baseline's own seeds
+        baseline = tuple(run for run in baseline if same_model(run, candidate[0]))[:1] or baseline
+    known = reference.equal_runs(baseline, candidate) if baseline else None
+    judgement = gate.judge(baseline, candidate, limits, known, absent)
     if options.json:
-        print(json.dumps(gate.document(judgement, limits, options.strict) | {"absent": absent}, indent=2))
+        print(json.dumps(gate.document(judgement, limits, options.strict), indent=2))
     else:
-        print(tables.markdown(gate.page(judgement, limits, absent)), end="")
+        tables.write(gate.page(judgement, limits), options.markdown)
     if options.promote:
         done = f"Not promoted: the verdict is {judgement.verdict}."
         if judgement.verdict == "pass":

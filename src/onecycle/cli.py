@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
@@ -53,95 +53,115 @@ def _port(text: str) -> int:
     return int(text)
 
 
+RUN = (
+    "git revision, DVC experiment, folder, recipe below results/reference (all its seeds), MLflow run id, "
+    "models:/name@alias, models:/name/version or `workspace`; a1,a2,a3 are several seeds of one recipe"
+)
+"""What a run may be called where results are compared."""
+RERUN = "MLflow run id, models:/name@alias, models:/name/version, DVC experiment, git revision or `workspace`"
+"""What it may be called where it is made again."""
+
+
 def parser() -> argparse.ArgumentParser:
     """The commands and their options; parsing gives `run`, which runs the one that was asked for."""
-    parser = argparse.ArgumentParser(prog="onecycle", description="Beside the pipeline, which `dvc repro` runs.")
+    parser = argparse.ArgumentParser(
+        prog="onecycle",
+        description="Track, compare, reproduce and use runs of the pipeline; `dvc repro` runs the pipeline itself.",
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('onecycle')}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    demo = commands.add_parser("demo", help="run the whole pipeline on built-in data, as a DVC experiment")
-    demo.set_defaults(run=actions.demo)
-    ui = commands.add_parser("ui", help="browse the runs in MLflow")
-    ui.add_argument("--port", type=_port, default=5000, help="of 127.0.0.1 (default: %(default)s)")
-    ui.set_defaults(run=actions.ui)
-    sync = commands.add_parser(
-        "sync", help="send to MLflow what it has not got: it was unreachable, or a run was killed"
-    )
-    sync.add_argument("--relocate", action="store_true", help="mend mlflow.db first: this folder was moved or copied")
+
+    def command(
+        name: str, does: str, run: Callable[[argparse.Namespace], int | None], epilog: str | None = None
+    ) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.", epilog=epilog)
+        added.set_defaults(run=run)
+        return added
+
+    command("demo", "run the whole pipeline on built-in data, as a DVC experiment", actions.demo)
+    ui = command("ui", "browse the runs in MLflow", actions.ui)
+    ui.add_argument("--port", type=_port, default=5000, help="port on 127.0.0.1 (default: %(default)s)")
+    sync = command("sync", "send to MLflow the rows that it has missed", actions.sync)
     sync.add_argument(
-        "--from-git", action="store_true", help="then add rows for what git and DVC know: mlflow.db is gone"
+        "--relocate", action="store_true", help="first correct the paths in mlflow.db: this folder was moved or copied"
     )
-    sync.set_defaults(run=actions.sync)
-    predict = commands.add_parser("predict", help="classify pictures with the trained model")
+    sync.add_argument(
+        "--from-git", action="store_true", help="also make rows anew from git and DVC's cache: mlflow.db was lost"
+    )
+    predict = command("predict", "classify pictures with the trained model", actions.predict)
     predict.add_argument("images", nargs="+", type=_path, metavar="image", help="PNG or JPEG file, or a folder of them")
     predict.add_argument(
         "--model",
         default=str(paths.MODEL),
         help="file, models:/name@alias or models:/name/version (default: %(default)s)",
     )
-    predict.add_argument("--json", action="store_true", help="every figure, in full")
-    predict.set_defaults(run=actions.predict)
-    replicate = commands.add_parser("replicate", help="run the current recipe with other seeds, as DVC experiments")
+    _add_json(predict)
+    replicate = command("replicate", "run the current recipe with other seeds, as DVC experiments", actions.replicate)
     replicate.add_argument("-n", type=int, default=3, metavar="runs", help="how many seeds (default: %(default)s)")
     replicate.add_argument("--jobs", type=int, default=1, help="experiments at a time (default: %(default)s)")
-    replicate.set_defaults(run=actions.replicate)
-    summary = commands.add_parser("summary", help="say how well each recipe does over its seeds")
+    summary = command("summary", "say how well each recipe does over its seeds", actions.summary)
     form = summary.add_mutually_exclusive_group()
-    form.add_argument("--markdown", action="store_true", help="tables for a pull request")
-    form.add_argument("--json", action="store_true", help="every figure, in full")
+    _add_markdown(form)
+    _add_json(form)
     form.add_argument(
         "--readme", action="store_true", help="write the table of the runs below results/reference into README.md"
     )
-    summary.add_argument("--picture", metavar="FILE.png", help="draw it, too")
-    summary.set_defaults(run=actions.summary)
-    record = commands.add_parser("record", help="keep a run below results/reference, and its row in README.md")
-    record.add_argument("name", metavar="run", help="as in compare")
+    summary.add_argument("--picture", metavar="FILE.png", help="also draw each run as a dot")
+    record = command("record", "keep a run below results/reference, and its row in README.md", actions.record)
+    record.add_argument("name", metavar="run", help=RUN)
     record.add_argument(
         "--recipe", required=True, metavar="NAME", help="its folder; runs of one differ only in the seed"
     )
-    record.set_defaults(run=actions.record)
-    compare = commands.add_parser("compare", help="say how runs differ, and whether one is better")
+    compare = command("compare", "say how runs differ, and whether one is better", actions.compare)
     compare.add_argument(
-        "sides",
-        nargs="+",
-        metavar="run",
-        help="git revision, DVC experiment, folder, recipe below results/reference (all its seeds), MLflow run id, "
-        "models:/name@alias, models:/name/version, `workspace`; a1,a2,a3 for several seeds. The first is compared with "
-        "each of the others",
+        "sides", nargs="+", metavar="run", help=f"{RUN}. The first is compared with each of the others"
     )
     form = compare.add_mutually_exclusive_group()
-    form.add_argument("--markdown", action="store_true", help="tables for a pull request")
-    form.add_argument("--json", action="store_true", help="every figure, in full")
+    _add_markdown(form)
+    _add_json(form)
     compare.add_argument(
         "--pictures", metavar="FILE.html", help="write a page of the test images that only one of two runs gets right"
     )
-    compare.set_defaults(run=actions.compare)
-    gate = commands.add_parser("gate", help="exit 1 if the candidate is worse than the baseline")
-    gate.add_argument("--baseline", required=True, metavar="run", help="as in compare")
-    gate.add_argument("--candidate", default="workspace", metavar="run", help="as in compare (default: %(default)s)")
-    gate.add_argument("--json", action="store_true", help="every figure, in full, instead of Markdown")
-    gate.add_argument("--strict", action="store_true", help="exit 3 if it is inconclusive")
-    gate.add_argument("--allow-no-baseline", action="store_true", help="let the floor judge if there is no baseline")
-    gate.add_argument("--promote", action="store_true", help="on a pass, make the candidate's model the champion")
-    gate.set_defaults(run=actions.gate)
-    check_lock = commands.add_parser("check-lock", help="exit 1 if dvc.lock is not the record of what is committed")
-    check_lock.add_argument("--strict", action="store_true", help="also if code is newer than dvc.lock")
-    check_lock.set_defaults(run=actions.check_lock)
-    reproduce = commands.add_parser("reproduce", help="make a run again beside the workspace, and compare to the bit")
-    reproduce.add_argument(
-        "name", metavar="run", help="MLflow run id, models:/name@alias, DVC experiment, git revision, `workspace`"
+    gate = command(
+        "gate",
+        "tell a regression from the noise between equal runs",
+        actions.gate,
+        "Exit codes: 0 pass or inconclusive, 1 regression, 2 cannot judge, 3 inconclusive with --strict, 70 crash. "
+        "The limits are the section `gate` of params.yaml.",
     )
+    gate.add_argument("--baseline", required=True, metavar="run", help=RUN)
+    gate.add_argument("--candidate", default="workspace", metavar="run", help="likewise (default: %(default)s)")
+    form = gate.add_mutually_exclusive_group()
+    _add_markdown(form)
+    _add_json(form)
+    gate.add_argument("--strict", action="store_true", help="exit 3 if it is inconclusive")
+    gate.add_argument(
+        "--allow-no-baseline", action="store_true", help="if the baseline has no results, judge by gate.floor alone"
+    )
+    gate.add_argument("--promote", action="store_true", help="on a pass, make the candidate's model the champion")
+    check_lock = command(
+        "check-lock", "check that dvc.lock is the record of the committed params and results", actions.check_lock
+    )
+    check_lock.add_argument("--strict", action="store_true", help="fail also if code is newer than dvc.lock")
+    reproduce = command(
+        "reproduce",
+        "make a run again beside the workspace, and compare to the bit",
+        actions.reproduce,
+        "Exit codes: 0 identical or equal within rounding, 1 different, 2 it cannot be made again.",
+    )
+    reproduce.add_argument("name", metavar="run", help=RERUN)
     extent = reproduce.add_mutually_exclusive_group()
     extent.add_argument("--from", dest="first", metavar="stage", help="run this stage and all after it again")
     extent.add_argument("--from-scratch", action="store_true", help="run every stage, with a cache of its own")
     reproduce.add_argument("--env", action="store_true", help="with the packages the run's commit pins, in a new venv")
-    reproduce.add_argument("--json", action="store_true", help="every figure, in full")
-    reproduce.set_defaults(run=actions.reproduce)
-    show = commands.add_parser("show", help="tell all that is known of a run")
-    show.add_argument("name", metavar="run", help="as in reproduce")
-    show.add_argument("--json", action="store_true", help="everything, with all params")
-    show.set_defaults(run=actions.show)
-    bench = commands.add_parser("bench", help="say how fast this machine trains, and what it could")
-    bench.add_argument("--json", type=Path, metavar="FILE", help="also write every figure there, in full")
+    _add_json(reproduce)
+    show = command("show", "tell all that is known of a run", actions.show)
+    show.add_argument("name", metavar="run", help=RERUN)
+    _add_json(show)
+    bench = command(
+        "bench", "measure training speed, beside this machine's limit and a plain PyTorch loop", actions.bench
+    )
+    bench.add_argument("--json", type=Path, metavar="FILE", help="also write every figure, unrounded, as JSON")
     bench.add_argument(
         "--seconds",
         type=_seconds,
@@ -149,5 +169,12 @@ def parser() -> argparse.ArgumentParser:
         help="to measure for after the warm-up, one round at least (default: %(default)s)",
     )
     bench.add_argument("--startup", action="store_true", help="only what the start of each stage costs")
-    bench.set_defaults(run=actions.bench)
     return parser
+
+
+def _add_json(options: argparse._ActionsContainer) -> None:
+    options.add_argument("--json", action="store_true", help="print every figure, unrounded, as JSON")
+
+
+def _add_markdown(options: argparse._ActionsContainer) -> None:
+    options.add_argument("--markdown", action="store_true", help="print tables for a pull request")

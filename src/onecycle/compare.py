@@ -6,9 +6,11 @@ onecycle compare a1,a2,a3 b1,b2,b3            # several: a t-test on the runs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,27 +18,28 @@ from numpy.typing import NDArray
 from onecycle import evaluation
 from onecycle.errors import UserError
 from onecycle.recipe import SEED, recipe_differing
-from onecycle.results import RANGES, Results, check_comparable, differing
+from onecycle.results import RANGES, Results, check_comparable, differing, same_model, side_name
 from onecycle.stats_tests import (
     FEW_DISCORDANT,
+    Deviation,
     Difference,
     Discordant,
+    Estimate,
+    assumed_deviation,
     discordant,
-    excess_deviation,
     mcnemar_p,
-    means_difference,
-    means_p,
-    means_test,
     paired_difference,
     pooled_deviation,
     resampled_differences,
-    run_deviation,
+    runs_estimate,
     runs_to_see,
+    shown_deviation,
 )
 from onecycle.tables import Page, Table
 from onecycle.tracking.yaml_values import spelled
 
 Side = Sequence[Results]
+Measure = Callable[[Results], float]
 Verdict = Literal["better", "worse", "no evidence"]
 
 LEVEL = 0.05
@@ -48,13 +51,31 @@ UNCOMPARED = ("accuracy_low", "accuracy_high", "n")
 """The ends of an interval say nothing that the interval of the difference does not say better; n is the same."""
 
 
-class Spread(NamedTuple):
-    """How far equal runs of a recipe are apart, where several of them tell."""
+def metric(name: str) -> Measure:
+    """What gives a run's metric; NaN where it has none."""
+    return lambda run: run.metrics.get(name, math.nan)
 
-    deviation: float
-    """Standard deviation of accuracy."""
-    source: str
-    """Which runs, in words."""
+
+ACCURACY = metric("accuracy")
+
+
+@dataclass(frozen=True)
+class EqualRuns:
+    """Recipes of several seeds, which tell how far equal runs are apart."""
+
+    recipes: Mapping[str, Side]
+    """Name → two runs and more."""
+    where: str
+    """They are kept."""
+
+    def deviation(self, measure: Measure) -> Deviation | None:
+        """Of a figure of theirs; None where it does not vary, or one of them lacks it."""
+        found = pooled_deviation(*([measure(run) for run in runs] for runs in self.recipes.values()))
+        return found if found.value > 0 else None
+
+    def __str__(self) -> str:
+        told = " and ".join(f"{len(runs)} seeds of {name}" for name, runs in self.recipes.items())
+        return f"{told} in {self.where}"
 
 
 @dataclass(frozen=True)
@@ -90,121 +111,142 @@ class Comparison:
     """Between equal runs, of accuracy."""
     deviation_source: str
     """What tells it, in words."""
-    replicates: bool
-    """Whether the two sides are one recipe and one code, with other seeds."""
+    same_run: bool
+    """Whether both sides are one run, of one model."""
+    same_recipe: bool
+    """Whether they are of one recipe and one code, with other seeds."""
     runs_to_see: dict[float, int]
     """Runs each, by difference of accuracy: two-sided level 0.05, power 0.9."""
     verdict: Verdict
 
 
-def replicated(first: Side, second: Side) -> bool:
-    """Whether the runs themselves are the sample, with several on a side; else it is one run each.
+def figures(side: Side, measure: Measure) -> list[float]:
+    """A figure of every run."""
+    return [measure(run) for run in side]
+
+
+def by_images(first: Side, second: Side) -> Discordant | None:
+    """What one run a side disagree on; None with several on a side, which are compared as runs.
 
     Raises:
-        UserError: the sides were tested on other images.
+        UserError: the sides were tested on other images, or with several runs a side have one of them in common.
     """
     check_comparable(first, second)
-    return max(len(first), len(second)) > 1
+    return discordant(first[0].correct, second[0].correct) if len(first) == len(second) == 1 else None
+
+
+def estimate(first: Side, second: Side, measure: Measure, known: EqualRuns | None) -> Estimate | None:
+    """A figure's difference, second minus first, as runs tell it; None where none tell how far they deviate."""
+    alone = known.deviation(measure) if known else None
+    return runs_estimate(figures(first, measure), figures(second, measure), alone)
 
 
 def accuracy_difference(
-    first: Side, second: Side, confidence: float = 0.95, spread: Spread | None = None
+    first: Side, second: Side, confidence: float = 0.95, known: EqualRuns | None = None
 ) -> Difference:
-    """Accuracy of the second side minus that of the first; one run a side is paired, and widened by a known `spread`.
+    """Accuracy of the second side minus that of the first, with its interval.
+
+    One run a side is paired on the test images; where equal runs are `known` to be further apart, by those.
 
     Raises:
-        UserError: as `replicated`, or all runs of a side are equally accurate, on both sides.
+        UserError: as `by_images`, or nothing varies between the runs of either side.
     """
-    if not replicated(first, second):
-        counts = _discordant(first, second)
-        return paired_difference(counts, confidence, _excess(counts, spread))
-    try:
-        return means_difference(values(first, "accuracy"), values(second, "accuracy"), confidence)
-    except ValueError:
-        raise UserError("accuracy does not vary between the runs of either side; add runs with other seeds") from None
+    counts = by_images(first, second)
+    told = estimate(first, second, ACCURACY, known)
+    found = [told.difference(confidence)] if told else []
+    if counts:
+        found.append(paired_difference(counts, confidence))
+    if not found:
+        raise UserError("accuracy does not vary between the runs of either side; add runs with other seeds")
+    return max(found, key=_width)
 
 
-def between_runs(first: Side, second: Side, spread: Spread | None = None) -> Spread:
-    """How far equal runs are apart: as those given tell, or with one a side a known `spread`, or their images."""
-    if replicated(first, second):
-        return Spread(pooled_deviation(values(first, "accuracy"), values(second, "accuracy")), "these runs")
-    assumed = run_deviation(_discordant(first, second))
-    return spread if spread and spread.deviation > assumed else Spread(assumed, "assumed")
+def _width(difference: Difference) -> float:
+    return difference.high - difference.low
 
 
-def _excess(counts: Discordant, spread: Spread | None) -> float:
-    return excess_deviation(counts, spread.deviation) if spread else 0.0
+def run_deviation(first: Side, second: Side, known: EqualRuns | None = None) -> tuple[float, str]:
+    """Standard deviation of accuracy between equal runs, and what tells it, in words."""
+    if len(first) > 1 or len(second) > 1:
+        these = pooled_deviation(figures(first, ACCURACY), figures(second, ACCURACY)).value
+        if these > 0:
+            return these, "these runs"
+    if known and (deviation := known.deviation(ACCURACY)):
+        return deviation.value, str(known)
+    shown = shown_deviation(discordant(first[0].correct, second[0].correct))
+    assumed = assumed_deviation(len(first[0].labels))
+    # a recipe that differs may agree with the first more than the first does with itself
+    return (shown, "from the images they disagree on") if shown > assumed else (assumed, "assumed")
 
 
-def values(side: Side, metric: str) -> list[float]:
-    """A metric of every run."""
-    return [run.metrics[metric] for run in side]
-
-
-def compare(first: Side, second: Side, spread: Spread | None = None) -> Comparison:
-    """Compare two sides, one run each also by what is known of the `spread` of their recipes.
+def compare(first: Side, second: Side, known: EqualRuns | None = None) -> Comparison:
+    """Compare two sides; a single run also by how far equal runs are `known` to be apart.
 
     Raises:
         UserError: as `accuracy_difference` does.
     """
-    by_runs = replicated(first, second)
-    accuracy = accuracy_difference(first, second, spread=spread)
-    shared = [
-        name for name in RANGES if name not in UNCOMPARED and all(name in run.metrics for run in (*first, *second))
-    ]
-    counts = None if by_runs else _discordant(first, second)
-    paired = _paired(first[0], second[0], accuracy, counts) if counts else {}
-    equal = between_runs(first, second, spread)
-    if counts is None:
-        sides = values(first, "accuracy"), values(second, "accuracy")
-        test, p = means_test(*sides), means_p(*sides)
-    else:
-        excess = _excess(counts, spread)
-        test, p = _mcnemar(counts, equal if excess else None), mcnemar_p(counts, excess)
+    counts = by_images(first, second)
+    accuracy = accuracy_difference(first, second, known=known)
+    test, p = _test(first, second, counts, known)
     verdict: Verdict = "no evidence"
     if p < LEVEL and not accuracy.low <= 0 <= accuracy.high:
         verdict = "better" if accuracy.value > 0 else "worse"
+    deviation, source = run_deviation(first, second, known)
+    one, other = first[0], second[0]
     return Comparison(
         first=tuple(run.described for run in first),
         second=tuple(run.described for run in second),
         params={
-            key: (spelled(first[0].params.get(key, "–")), spelled(second[0].params.get(key, "–")))
-            for key in differing(first[0], second[0])
+            key: (spelled(one.params.get(key, "–")), spelled(other.params.get(key, "–")))
+            for key in differing(one, other)
         },
-        metrics=[_row(name, values(first, name), values(second, name), paired.get(name)) for name in shared],
-        classes=_classes(first, second),
+        metrics=_metrics(first, second, counts, known),
+        classes=list(_classes(first, second, known)),
         only_first_right=counts.first if counts else None,
         only_second_right=counts.second if counts else None,
         test=test,
         p=p,
-        deviation=equal.deviation,
-        deviation_source=equal.source,
-        replicates=_replicates(first[0], second[0]),
-        runs_to_see={difference: runs_to_see(difference, equal.deviation) for difference in SIGHT},
+        deviation=deviation,
+        deviation_source=source,
+        same_run=counts is not None and same_model(one, other),
+        same_recipe=_same_recipe(one, other),
+        runs_to_see={difference: runs_to_see(difference, deviation) for difference in SIGHT},
         verdict=verdict,
     )
 
 
-def _mcnemar(counts: Discordant, spread: Spread | None) -> str:
-    if spread:
-        return f"McNemar's test with the deviation of {spread.source}"
-    return "McNemar's test, exact" if counts.first + counts.second < FEW_DISCORDANT else "McNemar's test"
+def _test(first: Side, second: Side, counts: Discordant | None, known: EqualRuns | None) -> tuple[str, float]:
+    """What the test of equal accuracy is called, and its p-value; of two that apply, the one that is less sure."""
+    found: list[tuple[str, float]] = []
+    if counts:
+        few = counts.first + counts.second < FEW_DISCORDANT
+        found.append((f"McNemar's test{', exact' if few else ''}", mcnemar_p(counts)))
+    if told := estimate(first, second, ACCURACY, known):
+        name = "Welch's t-test" if len(first) > 1 and len(second) > 1 else "Student's t-test"
+        if known and known.deviation(ACCURACY):
+            name = f"t-test with the deviation of {known}"
+        found.append((name, told.p))
+    return max(found, key=lambda one: one[1])
 
 
-def _replicates(first: Results, second: Results) -> bool:
+def _same_recipe(first: Results, second: Results) -> bool:
     other_seeds = SEED in differing(first, second) and not recipe_differing(first.params, second.params)
     return other_seeds and bool(first.made.code) and first.made.code == second.made.code
 
 
-def _discordant(first: Side, second: Side) -> Discordant:
-    return discordant(first[0].correct, second[0].correct)
+def _metrics(first: Side, second: Side, counts: Discordant | None, known: EqualRuns | None) -> list[Row]:
+    runs = (*first, *second)
+    shared = [name for name in RANGES if name not in UNCOMPARED and all(name in run.metrics for run in runs)]
+    paired = _paired(first[0], second[0], counts) if counts else {}
+    return [_row(name, first, second, metric(name), paired.get(name), known) for name in shared]
 
 
-def _paired(first: Results, second: Results, accuracy: Difference, counts: Discordant) -> dict[str, Difference]:
+def _paired(first: Results, second: Results, counts: Discordant) -> dict[str, Difference]:
     """The intervals that one run a side gives: predictions say how often each was right and how sure, not the loss.
 
     One image cannot be resampled.
     """
+    accuracy = paired_difference(counts)
     n = counts.n
     wrong = Difference(-accuracy.value * n, -accuracy.high * n, -accuracy.low * n)
 
@@ -223,26 +265,30 @@ def _told(run: Results, images: NDArray[np.int64]) -> dict[str, float | int]:
     return evaluation.prediction_metrics(chosen, len(run.classes))
 
 
-def _row(name: str, first: Sequence[float], second: Sequence[float], known: Difference | None = None) -> Row:
-    one, other = float(np.mean(first)), float(np.mean(second))
-    if known is None and max(len(first), len(second)) > 1 and (np.ptp(first) or np.ptp(second)):
-        known = means_difference(first, second)
-    return Row(name, one, other, other - one, known.low if known else None, known.high if known else None)
+def _row(
+    name: str, first: Side, second: Side, measure: Measure, paired: Difference | None, known: EqualRuns | None
+) -> Row:
+    """With the wider of the intervals that the images and the runs give."""
+    told = estimate(first, second, measure, known)
+    widest = max((each for each in (paired, told.difference() if told else None) if each), key=_width, default=None)
+    one, other = (float(np.mean(figures(side, measure))) for side in (first, second))
+    return Row(name, one, other, other - one, widest.low if widest else None, widest.high if widest else None)
 
 
-def _classes(first: Side, second: Side) -> list[Row]:
-    rows = []
+def _classes(first: Side, second: Side, known: EqualRuns | None) -> Iterator[Row]:
     labels = first[0].labels
     for label, name in enumerate(first[0].classes):
         mine = labels == label
         if not mine.any():
             continue
-        one, other = ([float(run.correct[mine].mean()) for run in side] for side in (first, second))
-        known = None
+        paired = None
         if len(first) == len(second) == 1:
-            known = paired_difference(discordant(first[0].correct[mine], second[0].correct[mine]))
-        rows.append(_row(name, one, other, known))
-    return rows
+            paired = paired_difference(discordant(first[0].correct[mine], second[0].correct[mine]))
+        yield _row(name, first, second, partial(_share_right, mine), paired, known)
+
+
+def _share_right(images: NDArray[np.bool_], run: Results) -> float:
+    return float(run.correct[images].mean())
 
 
 def document(comparison: Comparison) -> dict[str, Any]:
@@ -252,9 +298,11 @@ def document(comparison: Comparison) -> dict[str, Any]:
 
 def page(comparison: Comparison) -> Page:
     """The comparison for people."""
-    first, second = (", ".join(side) for side in (comparison.first, comparison.second))
+    first, second = side_name(comparison.first), side_name(comparison.second)
     parts: list[str | Table] = [f"{second} against {first}: {sentence(comparison)}"]
-    if comparison.replicates:
+    if comparison.same_run:
+        parts.append("Both are the same run.")
+    if comparison.same_recipe:
         parts.append("Both are the same code and recipe with other seeds: what differs is chance.")
     if comparison.params:
         rows = [(key, *pair) for key, pair in comparison.params.items()]
@@ -267,9 +315,12 @@ def page(comparison: Comparison) -> Page:
     if comparison.only_first_right is not None:
         parts.append(
             f"Images that only the first gets right: {comparison.only_first_right:,}; "
-            f"only the second: {comparison.only_second_right:,}. Intervals are paired on the test images; those of "
-            "top-k accuracies and losses need several runs. Ten classes are ten tests: one of them is often off."
+            f"only the second: {comparison.only_second_right:,}."
         )
+    parts.append(
+        f"Each of {len(comparison.metrics)} metrics and {len(comparison.classes)} classes is a test of its own: "
+        "in one of twenty, chance alone leaves 0 outside the interval."
+    )
     needed = " and ".join(f"{runs} for {100 * by:g} points" for by, runs in comparison.runs_to_see.items())
     parts.append(
         f"Runs each to see a difference nine times in ten: {needed} (standard deviation between equal runs "
@@ -289,7 +340,8 @@ def sentence(comparison: Comparison) -> str:
 def number(row: Row, metric: str) -> tuple[str, str, str, str]:
     """Both sides, difference and interval: shares in percent and points, counts and losses as they are."""
     if metric == "wrong":
-        value, signed, factor = "{:,.6g}", "{:+,.0f}", 1.0
+        whole = row.first.is_integer() and row.second.is_integer()  # no mean over runs
+        value, signed, factor = ("{:,.0f}", "{:+,.0f}", 1.0) if whole else ("{:,.1f}", "{:+,.1f}", 1.0)
     elif metric in ("loss", "brier", "ece"):
         value, signed, factor = "{:.4f}", "{:+.4f}", 1.0
     else:

@@ -5,10 +5,11 @@
 The loss of accuracy is bounded from both sides, each at level `gate.alpha`: **regression** if its lower bound is above
 0 and the loss itself is more than `gate.negligible`, **pass** if its upper bound is below `gate.margin`, else
 inconclusive, with the number of seeds that would settle it. A floor for accuracy and limits for the rise of loss and
-calibration error stand beside it; they look at the figures alone.
+calibration error stand beside it.
 
-With one run a side the bounds are of the images that only one of them gets right, and of how far the seeds of their
-recipes are apart, where results/reference knows some: a recipe that is noisier than its images show raises no alarm.
+With one run a side the bounds are of the images that only one of them gets right, or, where that is more, of how far
+apart the seeds are that results/reference holds. These also tell how certain a rise of loss or calibration error is;
+without them a limit is a limit.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, Literal
 
-from onecycle.compare import Side, Spread, accuracy_difference, between_runs, replicated, values
+from onecycle.compare import ACCURACY, EqualRuns, Side, accuracy_difference, estimate, figures, metric, run_deviation
 from onecycle.params import GateParams
-from onecycle.results import same_predictions
+from onecycle.results import check_comparable, same_predictions, side_name
 from onecycle.stats_tests import Difference, runs_to_settle
 from onecycle.tables import Page, Table
 from onecycle.tracking.yaml_values import same, spelled
@@ -54,10 +55,14 @@ class Judgement:
     checks: tuple[Check, ...]
     seeds: int | None
     """Runs each that would settle an inconclusive accuracy."""
-    deviation: Spread | None
-    """How far equal runs are apart, as the bounds take it; None without a baseline."""
+    deviation: float | None
+    """Of accuracy between equal runs, as the bounds take it; None without a baseline."""
+    deviation_source: str
+    """What tells it, in words."""
     other_limits: tuple[str, ...]
     """Where the limits are not those that the baseline had: a change may not loosen its own gate unseen."""
+    absent: str
+    """Why there is no baseline."""
 
     @property
     def verdict(self) -> Verdict:
@@ -76,55 +81,67 @@ def verdict_on(loss: Difference, limits: GateParams) -> Verdict:
     return "pass" if loss.high < limits.margin else "inconclusive"
 
 
-def judge(baseline: Side, candidate: Side, limits: GateParams, spread: Spread | None = None) -> Judgement:
+def judge(
+    baseline: Side, candidate: Side, limits: GateParams, known: EqualRuns | None = None, absent: str = ""
+) -> Judgement:
     """Judge `candidate`, one run or several, by `baseline`, likewise; by the floor alone if that is empty.
 
     Args:
-        spread: how far runs of these recipes are apart, where that is known; for one run a side.
+        known: recipes that tell how far equal runs are apart, for a side of one run.
+        absent: why there is no baseline.
 
     Raises:
         UserError: the two cannot be compared.
     """
     checks = [_floor(candidate, limits)]
     seeds = deviation = None
+    source = ""
     if baseline:
-        loss = _loss(baseline, candidate, limits, spread)
-        deviation = between_runs(baseline, candidate, spread)
+        check_comparable(baseline, candidate)
+        loss = _loss(baseline, candidate, limits, known)
+        deviation, source = run_deviation(baseline, candidate, known)
         verdict = verdict_on(loss, limits)
         checks[:0] = [_accuracy(baseline, candidate, loss, verdict, limits)]
         checks += [
-            _rise("loss", baseline, candidate, limits.loss_margin),
-            _rise("ece", baseline, candidate, limits.ece_margin),
+            _rise("loss", baseline, candidate, limits.loss_margin, limits.alpha, known),
+            _rise("ece", baseline, candidate, limits.ece_margin, limits.alpha, known),
         ]
         if verdict == "inconclusive":
             apart = min(limits.margin, 2 * (limits.margin - limits.negligible))  # a wider interval may settle nothing
-            seeds = max(runs_to_settle(apart, deviation.deviation, limits.alpha), _more_than(baseline, candidate))
+            seeds = max(runs_to_settle(apart, deviation, limits.alpha), _more_than(baseline, candidate))
     others = _other_limits(baseline, limits)
-    return Judgement(_names(baseline), _names(candidate), tuple(checks), seeds, deviation, others)
+    return Judgement(_names(baseline), _names(candidate), tuple(checks), seeds, deviation, source, others, absent)
 
 
-def _loss(baseline: Side, candidate: Side, limits: GateParams, spread: Spread | None) -> Difference:
-    if not replicated(baseline, candidate) and same_predictions(baseline[0], candidate[0]):
+def _loss(baseline: Side, candidate: Side, limits: GateParams, known: EqualRuns | None) -> Difference:
+    alone = len(baseline) == len(candidate) == 1
+    if alone and same_predictions(baseline[0], candidate[0]):
         return Difference(0, 0, 0)  # the same classifier: there is nothing to estimate
-    return accuracy_difference(candidate, baseline, 1 - 2 * limits.alpha, spread)
+    return accuracy_difference(candidate, baseline, 1 - 2 * limits.alpha, known)
 
 
 def _accuracy(baseline: Side, candidate: Side, loss: Difference, verdict: Verdict, limits: GateParams) -> Check:
     rule = f"falls by < {100 * limits.margin:g} points"
-    before, after = (fmean(values(side, "accuracy")) for side in (baseline, candidate))
+    before, after = (fmean(figures(side, ACCURACY)) for side in (baseline, candidate))
     return Check("accuracy", before, after, -loss.high, -loss.low, rule, verdict)
 
 
 def _floor(candidate: Side, limits: GateParams) -> Check:
-    accuracy = fmean(values(candidate, "accuracy"))
+    accuracy = fmean(figures(candidate, ACCURACY))
     verdict: Verdict = "pass" if accuracy >= limits.floor else "regression"
     return Check("floor", None, accuracy, None, None, f"accuracy ≥ {100 * limits.floor:g} %", verdict)
 
 
-def _rise(metric: str, baseline: Side, candidate: Side, limit: float) -> Check:
-    before, after = fmean(values(baseline, metric)), fmean(values(candidate, metric))
-    verdict: Verdict = "pass" if after - before <= limit else "regression"
-    return Check(metric, before, after, None, None, f"rise ≤ {limit:g}", verdict)
+def _rise(name: str, baseline: Side, candidate: Side, limit: float, alpha: float, known: EqualRuns | None) -> Check:
+    """A rise above the limit is a regression, unless equal runs are known to be so far apart that it may be none."""
+    before, after = (fmean(figures(side, metric(name))) for side in (baseline, candidate))
+    told = estimate(baseline, candidate, metric(name), known)
+    bounds = told.difference(1 - 2 * alpha) if told else None
+    verdict: Verdict = "pass"
+    if after - before > limit:
+        verdict = "inconclusive" if bounds and bounds.low <= 0 else "regression"
+    low, high = (bounds.low, bounds.high) if bounds else (None, None)
+    return Check(name, before, after, low, high, f"rise ≤ {limit:g}", verdict)
 
 
 def _more_than(baseline: Side, candidate: Side) -> int:
@@ -153,15 +170,14 @@ def document(judgement: Judgement, limits: GateParams, strict: bool) -> dict[str
         "verdict": judgement.verdict,
         "exit_code": judgement.exit_code(strict),
         **asdict(judgement),
-        "deviation": judgement.deviation._asdict() if judgement.deviation else None,
         "limits": limits.model_dump(),
     }
 
 
-def page(judgement: Judgement, limits: GateParams, absent: str = "") -> Page:
-    """The judgement for a pull request; `absent` says why there is no baseline."""
-    baseline, candidate = (", ".join(side) for side in (judgement.baseline, judgement.candidate))
-    against = f"against {baseline}" if baseline else f"without a baseline ({absent}): only the floor judges"
+def page(judgement: Judgement, limits: GateParams) -> Page:
+    """The judgement for people."""
+    baseline, candidate = side_name(judgement.baseline), side_name(judgement.candidate)
+    against = f"against {baseline}" if baseline else f"without a baseline ({judgement.absent}): only the floor judges"
     sure = f"{100 * (1 - limits.alpha):g} %"
     columns = ("check", "baseline", "candidate", "difference", f"between ({sure} each way)", "rule", "verdict")
     parts: list[str | Table] = [
@@ -169,8 +185,8 @@ def page(judgement: Judgement, limits: GateParams, absent: str = "") -> Page:
     ]
     parts.append(f"{candidate} {against}. {_explained(judgement, limits)}".strip())
     if judgement.deviation:
-        value, source = judgement.deviation
-        parts.append(f"Accuracy of equal runs deviates by {100 * value:.2f} points ({source}).")
+        said = f"{100 * judgement.deviation:.2f} points ({judgement.deviation_source})"
+        parts.append(f"Accuracy of equal runs deviates by {said}.")
     if judgement.other_limits:
         parts.append(f"The limits are not those of the baseline: {', '.join(judgement.other_limits)}.")
     return parts
@@ -189,10 +205,14 @@ def _cells(check: Check) -> Sequence[str]:
 
 
 def _explained(judgement: Judgement, limits: GateParams) -> str:
-    if judgement.verdict == "inconclusive":
+    verdicts = {check.name: check.verdict for check in judgement.checks}
+    failed = [name for name, verdict in verdicts.items() if verdict == "regression"]
+    if failed:
+        return f"Failed: {', '.join(failed)}."
+    if verdicts.get("accuracy") == "inconclusive":
         return (
             f"Warning: the loss of accuracy may be negligible or {100 * limits.margin:g} points and more; "
             f"{judgement.seeds} seeds each would settle it."
         )
-    failed = [check.name for check in judgement.checks if check.verdict == "regression"]
-    return f"Failed: {', '.join(failed)}." if failed else ""
+    unsure = [name for name, verdict in verdicts.items() if verdict == "inconclusive"]
+    return f"Warning: {' and '.join(unsure)} rose by no more than equal runs are apart." if unsure else ""

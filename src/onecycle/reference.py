@@ -18,14 +18,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from onecycle import paths, provenance
-from onecycle.compare import Spread
+from onecycle.compare import EqualRuns, Side
 from onecycle.errors import UserError
 from onecycle.executions import same_run
 from onecycle.provenance import Environment, Recorded
 from onecycle.recipe import SEED, recipe_differing
-from onecycle.results import Results, read
+from onecycle.results import Results, read, same_model
 from onecycle.revisions import REFERENCE, Place, find, seeds
-from onecycle.stats_tests import pooled_deviation
 from onecycle.summary import duration
 from onecycle.tracking.errors import StoreError
 from onecycle.tracking.times import Training, trainings
@@ -41,6 +40,8 @@ FILES = (
 )
 MOST_BYTES = 65_536
 """A file that is kept may have."""
+ENOUGH_FREEDOM = 4
+"""Degrees of freedom, one less than seeds, from which on a recipe's own seeds tell best how far its runs are apart."""
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
@@ -50,22 +51,35 @@ def recipes() -> dict[str, tuple[Place, ...]]:
     return {folder.name: seeds(Place(folder.as_posix(), None, folder)) for folder in sorted(found)}
 
 
-def spread(*runs: Results) -> Spread | None:
-    """How far runs of the same recipes are apart, as the seeds tell that are kept of them; None where they do not.
+def equal_runs(first: Side, second: Side) -> EqualRuns | None:
+    """What the seeds kept here tell of how far a single run on either side is from its equals.
+
+    They are those of its own recipe where these are enough, else of all recipes on this data set, which is taken to
+    vary alike. The second side's runs are left out: a candidate is no measure of itself.
+
+    Returns:
+        None where no side is of one run, both are of one model, or no two seeds of a recipe are kept.
 
     Raises:
         UserError: what is kept cannot be read.
     """
-    known: dict[str, list[float]] = {}
+    singles = [side[0] for side in (first, second) if len(side) == 1]
+    if not singles or (len(singles) == 2 and same_model(*singles)):
+        return None
+    kept: dict[str, list[Results]] = {}
     for recipe, places in recipes().items():
         if len(places) > 1:
-            kept = read(places[0])
-            if any(run.digest == kept.digest and not recipe_differing(kept.params, run.params) for run in runs):
-                known[recipe] = [kept.metrics["accuracy"], *(read(place).metrics["accuracy"] for place in places[1:])]
-    if not known:
-        return None
-    told = " and ".join(f"{len(seeds)} seeds of {recipe}" for recipe, seeds in known.items())
-    return Spread(pooled_deviation(*known.values()), f"{told} in {REFERENCE}")
+            runs = [run for run in map(read, places) if run.digest == first[0].digest]
+            kept[recipe] = [run for run in runs if not any(same_model(run, other) for other in second)]
+    known = {recipe: runs for recipe, runs in kept.items() if len(runs) > 1}
+    own = {
+        recipe: runs
+        for recipe, runs in known.items()
+        if any(not recipe_differing(runs[0].params, single.params) for single in singles)
+    }
+    enough = sum(len(runs) - 1 for runs in own.values()) >= ENOUGH_FREEDOM
+    chosen = own if enough else known
+    return EqualRuns(chosen, REFERENCE.as_posix()) if chosen else None
 
 
 def record(name: str, recipe: str) -> str:
@@ -103,6 +117,11 @@ def _seed(results: Results) -> int:
 
 
 def _check_fits(results: Results, target: Path) -> None:
+    for recipe, places in recipes().items():
+        kept = read(places[0])
+        same = kept.digest == results.digest and not recipe_differing(kept.params, results.params)
+        if same and recipe != target.parent.name:
+            raise UserError(f"{results.name} is of a recipe that is kept as {recipe}; give `--recipe {recipe}`")
     for place in recipes().get(target.parent.name, ()):
         kept = read(place)
         changed = recipe_differing(kept.params, results.params)

@@ -12,6 +12,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from onecycle import evaluation, paths, provenance, recipe
 from onecycle.errors import UserError
 from onecycle.provenance import Recorded
 from onecycle.refusals import shown
-from onecycle.revisions import AbsentError, Place, find, seeds
+from onecycle.revisions import REFERENCE, AbsentError, Place, find, seeds
 from onecycle.tracking import yaml_values
 
 MOST_IMAGES = 100_000_000
@@ -114,6 +115,16 @@ def read_side(names: str) -> tuple[Results, ...]:
     return runs
 
 
+def side_name(names: Sequence[str]) -> str:
+    """Runs in a sentence: the seeds of one folder by its name and their number, others one by one."""
+    folders = {Path(name).parent for name in names if Path(name).name.startswith("seed-")}
+    if len(names) < 2 or len(folders) != 1 or any(Path(name).parent not in folders for name in names):
+        return ", ".join(names)
+    [folder] = folders
+    shown = folder.relative_to(REFERENCE) if folder.is_relative_to(REFERENCE) else folder
+    return f"{shown.as_posix()} ({len(names)} runs)"
+
+
 def same_predictions(one: Results, other: Results) -> bool:
     """Whether two are the same to the last bit of every prediction."""
     return np.array_equal(one.predictions, other.predictions) and np.array_equal(one.confidence, other.confidence)
@@ -126,8 +137,17 @@ def same_model(one: Results, other: Results) -> bool:
 
 
 def check_comparable(first: Sequence[Results], second: Sequence[Results]) -> None:
-    """Refuse two sides that were not tested on the same images."""
+    """Refuse two sides that were not tested on the same images, or have a run in common among several."""
     _check_same_test(first[0], second[0])
+    if len(first) == len(second) == 1:
+        return
+    for one in first:
+        for other in second:
+            if same_model(one, other):
+                raise UserError(
+                    f"{one.name} is on both sides{f', there as {other.name}' if other.name != one.name else ''}; "
+                    "several runs are compared with others than themselves"
+                )
 
 
 def differing(first: Results, second: Results) -> list[str]:

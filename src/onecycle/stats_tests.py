@@ -6,8 +6,9 @@ themselves are the sample: Welch's t-test, or Student's where the other side has
 
 Jordan (2023, https://arxiv.org/abs/2304.01910) found that runs of one recipe err as if each image were an independent
 draw, so the standard deviation between runs follows from how many images they disagree on: 450 discordant of 10,000 are
-0.15 points a run, which is also what he measured. Where runs of a recipe are known to deviate by more, since each has a
-peak rate of its own, say, that `excess` widens what the images show.
+0.15 points a run, which is also what he measured. Runs of a recipe may deviate by more, where each has a peak rate of
+its own, say. If several seeds tell by how much, one run a side is judged by that, too: with Student's t, since a few
+seeds hardly know it.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap, norm, t
+from scipy.stats import bootstrap, norm
+from scipy.stats import t as student
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.power import TTestIndPower
 from statsmodels.stats.proportion import proportion_confint
-from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
+from statsmodels.stats.weightstats import DescrStatsW
 
 RUN_DEVIATION = 0.0015
 """Standard deviation of accuracy between equal runs, assumed where it cannot be measured (Jordan 2023)."""
@@ -37,7 +39,6 @@ FEW_RUNS = 3
 FEW_DISCORDANT = 25
 """Discordant images below which McNemar's statistic is not yet chi-squared, and the exact test is used."""
 
-
 RESAMPLES = 100
 
 
@@ -47,6 +48,31 @@ class Difference(NamedTuple):
     value: float
     low: float
     high: float
+
+
+class Deviation(NamedTuple):
+    """Standard deviation of a figure between equal runs, and with how many degrees of freedom it is known."""
+
+    value: float
+    freedom: int
+
+
+class Estimate(NamedTuple):
+    """A difference between runs, its standard error, and the degrees of freedom of that."""
+
+    value: float
+    error: float
+    freedom: float
+
+    def difference(self, confidence: float = 0.95) -> Difference:
+        """With Student's interval."""
+        reach = float(student.ppf((1 + confidence) / 2, self.freedom)) * self.error
+        return Difference(self.value, self.value - reach, self.value + reach)
+
+    @property
+    def p(self) -> float:
+        """Two-sided p-value of there being no difference."""
+        return float(2 * student.sf(abs(self.value) / self.error, self.freedom))
 
 
 class Mean(NamedTuple):
@@ -73,25 +99,18 @@ def discordant(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Discordan
     return Discordant(int((first & ~second).sum()), int((second & ~first).sum()), len(first))
 
 
-def mcnemar_p(counts: Discordant, excess: float = 0.0) -> float:
+def mcnemar_p(counts: Discordant) -> float:
     """Two-sided p-value of both being right equally often (McNemar 1947), exact for few discordant images.
 
     The asymptotic test goes without continuity correction (Fagerland, Lydersen and Laake 2013,
     https://doi.org/10.1186/1471-2288-13-91).
-
-    Args:
-        excess: standard deviation of a run's accuracy beyond what the images show, see `excess_deviation`; with one,
-            the test is the asymptotic one.
     """
-    if excess:
-        first, second, n = counts
-        return float(2 * norm.sf(abs(second - first) / math.sqrt(first + second + 2 * (excess * n) ** 2)))
     table = [[0, counts.first], [counts.second, 0]]
     few = counts.first + counts.second < FEW_DISCORDANT
     return min(1.0, float(mcnemar(table, exact=few, correction=False).pvalue))
 
 
-def paired_difference(counts: Discordant, confidence: float = 0.95, excess: float = 0.0) -> Difference:
+def paired_difference(counts: Discordant, confidence: float = 0.95) -> Difference:
     """Accuracy of the second classifier minus that of the first, on the same images.
 
     The interval is Bonett and Price's (2012, https://doi.org/10.3102/1076998611411915): Wald's, with one discordant
@@ -101,11 +120,10 @@ def paired_difference(counts: Discordant, confidence: float = 0.95, excess: floa
 
     Args:
         confidence: of the two-sided interval; each end is a one-sided bound of level (1 - confidence) / 2.
-        excess: standard deviation of a run's accuracy beyond what the images show, see `excess_deviation`.
     """
     first, second, n = counts
     shift = (second - first) / (n + 2)
-    error = math.sqrt(((first + second + 2) / (n + 2) - shift**2) / (n + 2) + 2 * excess**2)
+    error = math.sqrt(((first + second + 2) / (n + 2) - shift**2) / (n + 2))
     reach = float(norm.ppf((1 + confidence) / 2)) * error
     return Difference((second - first) / n, max(-1.0, shift - reach), min(1.0, shift + reach))
 
@@ -121,47 +139,38 @@ def resampled_differences(
     Args:
         measure: of positions of images, some more than once: (k,) differences, second minus first.
     """
-    spread = bootstrap(
+    resampled = bootstrap(
         (np.arange(n),), measure, vectorized=False, n_resamples=RESAMPLES, method="percentile", random_state=0
     )
-    reach = float(norm.ppf((1 + confidence) / 2)) * spread.standard_error
+    reach = float(norm.ppf((1 + confidence) / 2)) * resampled.standard_error
     whole = measure(np.arange(n))
     return [Difference(*map(float, ends)) for ends in zip(whole, whole - reach, whole + reach, strict=True)]
 
 
-def means_difference(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> Difference:
-    """Mean of the second side's runs minus the first's.
+def runs_estimate(first: Sequence[float], second: Sequence[float], alone: Deviation | None = None) -> Estimate | None:
+    """Mean of the second side's runs minus the first's; None where nothing tells by how much runs deviate.
 
-    Variances and counts need not be equal (Welch 1947); but one run alone has no variance, and the other side's then
-    stands for both (Student 1908; of a single case, Crawford and Howell 1998, https://doi.org/10.1076/clin.12.4.482.7241).
-
-    Raises:
-        ValueError: both sides are of one run, or no two runs of either side differ.
+    Variances and counts need not be equal (Welch 1947). One run alone has no variance: it is taken to deviate by
+    `alone`, or, where that is not known, as the other side does (Student 1908; of a single case, Crawford and Howell
+    1998, https://doi.org/10.1076/clin.12.4.482.7241).
     """
-    means, variances = _means(first, second)
-    low, high = means.tconfint_diff(alpha=1 - confidence, usevar=variances)
-    return Difference(float(np.mean(second) - np.mean(first)), float(low), float(high))
+    several = [(side, len(runs)) for runs in (first, second) if (side := _deviation(runs))]
+    parts = [(side.value**2 / runs, side.freedom) for side, runs in several]
+    singles = 2 - len(several)
+    if singles and alone:
+        parts.append((singles * alone.value**2, alone.freedom))
+    elif singles == 1:
+        [(side, runs)] = several
+        parts = [(side.value**2 * (1 + 1 / runs), side.freedom)]
+    variance = math.fsum(part for part, _ in parts)
+    if variance == 0:
+        return None
+    freedom = variance**2 / math.fsum(part**2 / freedom for part, freedom in parts)
+    return Estimate(float(np.mean(second) - np.mean(first)), math.sqrt(variance), freedom)
 
 
-def means_p(first: Sequence[float], second: Sequence[float]) -> float:
-    """Two-sided p-value of equal means. Raises `ValueError` as `means_difference` does."""
-    means, variances = _means(first, second)
-    _, p, _ = means.ttest_ind(usevar=variances)
-    return float(p)
-
-
-def means_test(first: Sequence[float], second: Sequence[float]) -> str:
-    """What the test of `means_p` is called."""
-    return "Student's t-test" if min(len(first), len(second)) == 1 else "Welch's t-test"
-
-
-def _means(first: Sequence[float], second: Sequence[float]) -> tuple[CompareMeans, str]:
-    if len(first) == len(second) == 1:
-        raise ValueError("both sides are of one run")
-    if np.ptp(first) == 0 == np.ptp(second):
-        raise ValueError("no two runs of a side differ")
-    variances = "pooled" if min(len(first), len(second)) == 1 else "unequal"
-    return CompareMeans(DescrStatsW(np.asarray(second)), DescrStatsW(np.asarray(first))), variances
+def _deviation(runs: Sequence[float]) -> Deviation | None:
+    return Deviation(float(np.std(runs, ddof=1)), len(runs) - 1) if len(runs) > 1 else None
 
 
 def wilson(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -186,24 +195,21 @@ def mean_of_runs(values: Sequence[float], confidence: float = 0.95) -> Mean:
     return Mean(float(runs.mean), deviation, float(low), float(high), len(values))
 
 
-def run_deviation(counts: Discordant) -> float:
-    """Standard deviation of accuracy between equal runs, judged from one run a side.
-
-    What two runs disagree on says it (see above), but a recipe that differs may agree more than it does with itself:
-    never less than what `RUN_DEVIATION` is on so many images.
-    """
-    assumed = RUN_DEVIATION * math.sqrt(RUN_DEVIATION_IMAGES / counts.n)
-    return max(assumed, math.sqrt((counts.first + counts.second) / 2) / counts.n)
+def assumed_deviation(images: int) -> float:
+    """Standard deviation of accuracy between equal runs, on so many test images, where no runs tell it."""
+    return RUN_DEVIATION * math.sqrt(RUN_DEVIATION_IMAGES / images)
 
 
-def excess_deviation(counts: Discordant, deviation: float) -> float:
-    """Standard deviation of a run's accuracy beyond what `counts` show, where that of equal runs is `deviation`."""
-    return math.sqrt(max(0.0, deviation**2 - run_deviation(counts) ** 2))
+def shown_deviation(counts: Discordant) -> float:
+    """The same, as two equal runs show it by what they disagree on."""
+    return math.sqrt((counts.first + counts.second) / 2) / counts.n
 
 
-def pooled_deviation(*sides: Sequence[float]) -> float:
+def pooled_deviation(*sides: Sequence[float]) -> Deviation:
     """Standard deviation between runs of one side, from all sides of two runs and more; one such at least."""
-    return math.sqrt(np.mean([np.var(side, ddof=1) for side in sides if len(side) > 1]))
+    known = [side for runs in sides if (side := _deviation(runs))]
+    freedom = sum(side.freedom for side in known)
+    return Deviation(math.sqrt(math.fsum(side.freedom * side.value**2 for side in known) / freedom), freedom)
 
 
 def runs_to_see(difference: float, deviation: float, power: float = 0.9, alpha: float = 0.05) -> int:
@@ -222,7 +228,7 @@ def runs_to_settle(margin: float, deviation: float, alpha: float) -> int:
     """
 
     def width(runs: int) -> float:
-        return float(2 * t.ppf(1 - alpha, 2 * runs - 2) * deviation * math.sqrt(2 / runs))
+        return float(2 * student.ppf(1 - alpha, 2 * runs - 2) * deviation * math.sqrt(2 / runs))
 
     enough = math.ceil(8 * (norm.ppf(1 - alpha) * deviation / margin) ** 2) + 10
     return _fewest(enough, lambda runs: width(runs) <= margin)

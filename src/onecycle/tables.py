@@ -30,6 +30,14 @@ NO_WIDTH = 10_000
 """Columns of a pipe or a file, which has no width; rich would take 80."""
 
 
+def write(page: Page, for_pull_request: bool) -> None:
+    """Print a page: as Markdown, or for the terminal."""
+    if for_pull_request:
+        print(markdown(page))
+    else:
+        show(page)
+
+
 def markdown(page: Page) -> str:
     """GitHub's Markdown. What a branch may have named itself stays text: no markup, no cell of its own."""
     return "\n\n".join(_markdown_table(part) if isinstance(part, Table) else _escaped(part) for part in page) + "\n"
