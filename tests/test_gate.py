@@ -151,7 +151,7 @@ def test_limits_are_params(tmp_path: Path, onecycle: Run) -> None:
 def test_without_a_baseline_only_the_floor_judges(planted: Path, onecycle: Run) -> None:
     for name, why in (
         ("empty", "results/evaluate/metrics.json of empty is missing"),
-        ("nowhere", "there is no git revision, DVC experiment, folder or MLflow run called nowhere"),
+        ("nowhere", "there is no git revision, DVC experiment, folder, recipe or MLflow run called nowhere"),
     ):
         code, output, said = onecycle(planted, "gate", "--baseline", name)
         assert (code, output) == (2, "") and why in said and "--allow-no-baseline" in said

@@ -480,10 +480,10 @@ def test_the_table_of_recipes(folder: Path, onecycle: Run) -> None:
     assert between.splitlines() == [
         "| recipe | n | test accuracy | training | hardware | command |",
         "| --- | ---: | ---: | ---: | --- | --- |",
-        "| [exercise](results/reference/exercise) | 2 | 93.90 ± 0.14 % | 3 min | "
-        "Some CPU, 2 cores, bfloat16 | `dvc repro` |",
         "| [page](results/reference/page) | 1 | 94.50 % | – | – | "
         "`dvc exp run -S data.validation_fraction=0 -S optimizer.name=sgd` |",
+        "| [exercise](results/reference/exercise) | 2 | 93.90 ± 0.14 % | 3 min | "
+        "Some CPU, 2 cores, bfloat16 | `dvc repro` |",
     ]
 
 
@@ -503,6 +503,13 @@ def test_a_readme_without_a_place_for_it(folder: Path, onecycle: Run) -> None:
     code, _, said = onecycle(folder, "record", "workspace", "--recipe", "exercise")
     assert code == 0 and said.startswith("warning: README.md lacks the lines")
     assert (folder / "results/reference/exercise/seed-0").is_dir()
+    (folder / "README.md").write_bytes(MARKS.encode("utf-16"))
+    assert onecycle(folder, "summary", "--readme")[::2] == (2, "error: README.md is not UTF-8 text\n")
+    (folder / "README.md").write_text(MARKS, encoding="utf-8")
+    (folder / "params.yaml").write_text("seed: [", encoding="utf-8")
+    commit(folder, "a broken file")
+    code, _, said = onecycle(folder, "summary", "--readme")
+    assert code == 2 and said.startswith("error: params.yaml of HEAD")
 
 
 def test_the_readme_here_says_what_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

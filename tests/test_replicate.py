@@ -119,7 +119,7 @@ def test_the_line_and_the_account(tmp_path: Path) -> None:
     assert lines[0] == "1 of 3 experiments succeeded: a-seed-1"
     assert lines[1] == "a-seed-2 failed: the disk is full; `dvc queue logs a-seed-2` has all it said"
     assert lines[2].startswith("a-seed-3 is lost: nothing runs it any more; `dvc queue kill a-seed-3`")
-    assert any("onecycle compare workspace a-seed-1" in line for line in lines)
+    assert any("onecycle compare <run> a-seed-1" in line for line in lines)
     assert list(replicate.account(ended[1:2])) == ["0 of 1 experiments succeeded", lines[1]]
 
 

@@ -229,7 +229,7 @@ def test_what_cannot_be_made_again_is_refused(tracked: Tracked, monkeypatch: pyt
             find_record(name)
         return str(refused.value)
 
-    assert "there is no git revision, DVC experiment, folder or MLflow run called nobody" in refusal("nobody")
+    assert "there is no git revision, DVC experiment, folder, recipe or MLflow run called nobody" in refusal("nobody")
     assert "is a folder, and says nothing of the code" in refusal("results")
     assert "dvc.lock of HEAD~1 is missing" in refusal("HEAD~1")
     for words in (

@@ -87,6 +87,8 @@ def _add(known: list[Execution], new: Execution) -> None:
     for position, other in enumerate(known):
         if same_run(new.results, other.results):
             seconds = new.seconds if other.seconds is None else other.seconds
-            known[position] = replace(other, names=(*other.names, *new.names), seconds=seconds)
+            # a reference's is of its training, a dvc.lock follows the code
+            code = new.code or other.code
+            known[position] = replace(other, names=(*other.names, *new.names), seconds=seconds, code=code)
             return
     known.append(new)

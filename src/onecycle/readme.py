@@ -10,16 +10,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from onecycle import paths, provenance
+from onecycle import provenance
 from onecycle.errors import UserError
 from onecycle.git_command import git_says
 from onecycle.recipe import recipe_differing
 from onecycle.reference import recipes
-from onecycle.results import read
-from onecycle.revisions import REFERENCE, Place
-from onecycle.stats_tests import mean_of_runs
-from onecycle.summary import ABSENT, duration, spread
-from onecycle.tracking import yaml_values
+from onecycle.results import Results, params_of, read
+from onecycle.revisions import REFERENCE, WORKSPACE, Place, find
+from onecycle.stats_tests import Mean, mean_of_runs
+from onecycle.summary import ABSENT, duration, mean_and_deviation
 from onecycle.tracking.yaml_values import spelled
 
 README = Path("README.md")
@@ -35,7 +34,10 @@ def rewrite() -> str:
     Raises:
         UserError: the README has no such marks, or a reference run cannot be read.
     """
-    text = README.read_text(encoding="utf-8") if README.exists() else ""
+    try:
+        text = README.read_text(encoding="utf-8") if README.exists() else ""
+    except UnicodeDecodeError:
+        raise UserError(f"{README} is not UTF-8 text") from None
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -48,28 +50,35 @@ def rewrite() -> str:
 
 
 def table() -> str:
-    """Markdown: a line a recipe, mean ± standard deviation over its seeds.
+    """Markdown: a line a recipe, mean ± standard deviation over its seeds, the most accurate first.
 
     Raises:
         UserError: a reference run cannot be read.
     """
-    # an experiment may have left its own in the workspace
-    committed = git_says("show", f"HEAD:./{paths.PARAMS.as_posix()}")
-    here = yaml_values.flat(yaml_values.load(committed or paths.PARAMS.read_bytes()))
-    lines = [_cells(recipe, runs, here) for recipe, runs in recipes().items()]
-    if not lines:
+    # of HEAD, since an experiment may have left its own in the workspace
+    committed = params_of(find("HEAD")) if git_says("rev-parse", "HEAD") else {}
+    here = committed or params_of(find(WORKSPACE))
+    known = {recipe: (runs, [read(place) for place in runs]) for recipe, runs in recipes().items()}
+    if not known:
         return f"{NONE}\n"
+    lines = [
+        _cells(recipe, runs, results, here)
+        for recipe, (runs, results) in sorted(known.items(), key=lambda one: -_accuracy(one[1][1]).value)
+    ]
     marks = ("---", "---:", "---:", "---:", "---", "---")
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (COLUMNS, marks, *lines))
 
 
-def _cells(recipe: str, runs: Sequence[Place], here: Mapping[str, Any]) -> Iterator[str]:
-    results = [read(place) for place in runs]
+def _accuracy(results: Sequence[Results]) -> Mean:
+    return mean_of_runs([run.metrics["accuracy"] for run in results])
+
+
+def _cells(recipe: str, runs: Sequence[Place], results: Sequence[Results], here: Mapping[str, Any]) -> Iterator[str]:
     trained = [provenance.environment(place, None, {}) for place in runs]
     seconds = [one.training_seconds for one in trained if one.training_seconds is not None]
     yield f"[{recipe}]({(REFERENCE / recipe).as_posix()})"
     yield str(len(runs))
-    yield spread(mean_of_runs([run.metrics["accuracy"] for run in results]))
+    yield mean_and_deviation(_accuracy(results))
     yield duration(fmean(seconds) if seconds else None)
     yield "; ".join(dict.fromkeys(one.hardware or ABSENT for one in trained))
     yield _command(results[0].params, here)

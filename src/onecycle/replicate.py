@@ -20,13 +20,14 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from onecycle import experiments, paths
+from onecycle import experiments
 from onecycle.dvc_command import complaint, dvc
 from onecycle.errors import Stopped, UserError
 from onecycle.experiments import Task
 from onecycle.git_command import git_says
 from onecycle.recipe import NO_RECIPE, SEED, recipe_differing
 from onecycle.reference import recipes
+from onecycle.results import params_of
 from onecycle.revisions import Place
 from onecycle.tracking import context, yaml_values
 
@@ -123,10 +124,9 @@ def _finished_names() -> list[str]:
 
 
 def _params_of(place: Place) -> dict[str, Any]:
-    content = place.read(paths.PARAMS)
     try:
-        return yaml_values.flat(yaml_values.load(content or b""))
-    except ValueError:  # no recipe of anybody's
+        return params_of(place)
+    except UserError:  # no recipe of anybody's
         return {}
 
 
@@ -242,11 +242,7 @@ def account(ended: Sequence[Task]) -> Iterator[str]:
             yield f"{task.name} is lost: nothing runs it any more; `dvc queue kill {task.name}` tells DVC so"
     if names:
         yield "onecycle summary                     # mean, spread and interval of each recipe"
-        yield (
-            f"onecycle compare workspace {names[0]}"
-            if len(names) < 3
-            else (f"onecycle compare a1,a2,a3 {','.join(names)}     # with three runs or more of another recipe")
-        )
+        yield f"onecycle compare <run> {','.join(names)}     # with a run, or several, of another recipe"
 
 
 def _reason(task: Task) -> str:

@@ -196,7 +196,7 @@ def read(place: Place) -> Results:
     columns = _predictions(place, int(metrics["n"]), len(classes))
     results = Results(
         place,
-        _params(place),
+        params_of(place),
         metrics,
         digest,
         classes,
@@ -266,7 +266,12 @@ def _classes(place: Place) -> tuple[str, ...]:
     return names
 
 
-def _params(place: Place) -> dict[str, Any]:
+def params_of(place: Place) -> dict[str, Any]:
+    """By dotted key; empty where the run has no params.yaml.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     path = paths.PARAMS
     content = place.read(path)
     if content is None:

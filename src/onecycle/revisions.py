@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -108,7 +109,11 @@ def find(name: str) -> Place:
             f"{name} is not in this shallow clone; fetch the whole history: "
             "`fetch-depth: 0` for actions/checkout, `git fetch --unshallow` elsewhere"
         )
-    raise AbsentError(f"there is no git revision, DVC experiment, folder or MLflow run called {name}")
+    recipes = [folder.name for folder in REFERENCE.glob("*/")]
+    names = [WORKSPACE, *recipes, *(one.name for one in experiments.finished())]
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise AbsentError(f"there is no git revision, DVC experiment, folder, recipe or MLflow run called {name}{hint}")
 
 
 def seeds(place: Place) -> tuple[Place, ...]:

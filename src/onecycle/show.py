@@ -52,8 +52,8 @@ class Known:
     place: Place
     row: StoredRow | None
     params: Mapping[str, str]
-    changed: str
-    """Params that differ from those of the commit it started from, as `dvc exp run` takes them."""
+    changed: str | None
+    """Params that differ from those of the commit it started from, as `dvc exp run` takes them; None if unknown."""
     metrics: Mapping[str, float]
     stages: tuple[Stage, ...]
     trouble: str = ""
@@ -116,12 +116,13 @@ def _metrics(place: Place) -> dict[str, float]:
         return found
 
 
-def _changed(place: Place, row: StoredRow | None, params: Mapping[str, str]) -> str:
+def _changed(place: Place, row: StoredRow | None, params: Mapping[str, str]) -> str | None:
     if row:
         return row.tags.get("params.changed", "")
-    started_from = {one.commit: one.baseline for one in experiments.finished()}
-    baseline = "HEAD" if place.folder == Path() else started_from.get(place.commit or "")
-    return context.overrides(params, baseline) if baseline else ""
+    if place.commit:
+        baseline = {one.commit: one.baseline for one in experiments.finished()}.get(place.commit)
+        return context.overrides(params, baseline) if baseline else ""
+    return context.overrides(params, "HEAD") if place.folder == Path() else None
 
 
 def _stages(row: StoredRow | None, lock: Lock) -> Iterator[Stage]:
@@ -142,7 +143,8 @@ def page(known: Known) -> Page:
     """For the terminal."""
     row = known.row
     said: list[str | Table] = [_headline(known)]
-    said.append(f"Params changed from the commit's: {known.changed or 'none'}")
+    if known.changed is not None:
+        said.append(f"Params changed from the commit's: {known.changed or 'none'}")
     if row is None:
         said.append(f"{known.trouble or 'No row in MLflow is of it'}; what follows is what its files tell.")
     else:

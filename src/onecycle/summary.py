@@ -192,7 +192,7 @@ def _cells(group: Group) -> tuple[str, ...]:
     return (
         group.label,
         str(len(group.runs)),
-        spread(group.metrics["accuracy"]),
+        mean_and_deviation(group.metrics["accuracy"]),
         interval(group.metrics["accuracy"]),
         f"{percent(best.results.metrics['accuracy'])}, seed {spelled(best.results.params.get(SEED, ABSENT))}",
         _loss(group.metrics["loss"]),
@@ -205,7 +205,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.2f} %"
 
 
-def spread(mean: Mean) -> str:
+def mean_and_deviation(mean: Mean) -> str:
     """Mean ± standard deviation of a share: "93.12 ± 0.15 %"; of one run, only the share."""
     if mean.deviation is None:
         return percent(mean.value)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from onecycle.figures import BLUE, INK, VERMILION, style
-from onecycle.summary import Group, spread
+from onecycle.summary import Group, mean_and_deviation
 
 LABEL_WIDTH = 30
 """Characters, at which the name of a recipe goes on in another line."""
@@ -39,7 +39,7 @@ def summary_figure(groups: Sequence[Group]) -> Figure:
             values = group.values("accuracy")
             axes.plot(values, [place] * len(values), "o", color=BLUE, markersize=5, alpha=0.75, markeredgewidth=0)
             axes.annotate(
-                f"{spread(mean)}\n{mean.n} run{'s' if mean.n > 1 else ''}",
+                f"{mean_and_deviation(mean)}\n{mean.n} run{'s' if mean.n > 1 else ''}",
                 (1.015, place),
                 xycoords=("axes fraction", "data"),
                 va="center",
