@@ -4,6 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 PARALLEL := -n logical --maxprocesses 8 --dist worksteal
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+unexport PYTHONDONTWRITEBYTECODE  # as images of containers set it: each start would compile every package anew
 SHELL := /bin/bash  # other than make's own, or Apple's make would look programs up in the PATH that it was started with
 
 .PHONY: help demo repro test test-all soak check ui table lock clean

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,6 +115,22 @@ def test_forgotten_when_done(files: list[Path], tmp_path: Path) -> None:
         checkpoints.clear()
     assert loaded(tmp_path) == (None, [])
     assert loaded(tmp_path, {"epochs": "9"}) == (None, [])
+
+
+def test_a_signal_while_it_is_forgotten_comes_too_late(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its results are written; half a state would be neither taken up nor told from one of a run that was stopped."""
+    remove = shutil.rmtree
+
+    def interrupted(folder: Path, **options: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        remove(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with Checkpoints(tmp_path, IDENTITY) as checkpoints:
+        checkpoints.clear()
+    assert not files[0].parent.exists()
 
 
 def test_what_nobody_took_up_for_a_month_is_forgotten_when_another_run_ends_well(tmp_path: Path) -> None:

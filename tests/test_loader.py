@@ -75,8 +75,11 @@ def test_under_cuda_nothing_is_forked_off_the_process_that_uses_it() -> None:
     assert loader.start_method(CPU) is None
 
 
-def test_ctrl_c_in_a_terminal_stops_a_stage_with_loader_processes_after_its_step(workspace: Path) -> None:
-    """There each process of the stage gets the signal; what they load is still needed."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_to_all_of_its_processes_stops_a_stage_that_loads_with_several(
+    workspace: Path, number: signal.Signals
+) -> None:
+    """As Ctrl-C in a terminal, or the end of a batch system's time. SIGTERM ends those that load before the step."""
     set_params(workspace, {"epochs": 100_000, "runtime.workers": 2, "runtime.checkpoint_seconds": 0.05})
     stage = subprocess.Popen(
         [sys.executable, "-m", "stages.train"],
@@ -94,10 +97,10 @@ def test_ctrl_c_in_a_terminal_stops_a_stage_with_loader_processes_after_its_step
         time.sleep(0.05)
     loading = psutil.Process(stage.pid).children(recursive=True)
     assert len(loading) >= 2
-    os.killpg(stage.pid, signal.SIGINT)
+    os.killpg(stage.pid, number)
     said, _ = stage.communicate(timeout=HANG_SECONDS)
-    assert stage.returncode == 128 + signal.SIGINT
-    assert said.splitlines()[-1] == "stopped by SIGINT"
+    assert stage.returncode == 128 + number, said
+    assert said.splitlines()[-1] == f"stopped by {number.name}"
     assert "Traceback" not in said
     _, alive = psutil.wait_procs(loading, timeout=HANG_SECONDS)
     assert not alive

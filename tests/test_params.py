@@ -89,7 +89,7 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
         ({"zzzz": 1}, "unknown key zzzz; params.yaml documents the known ones"),
         ({"data": 3}, "data must be a section with keys of its own, got 3"),
         ({"train__compile": 3}, 'train.compile must be one of "auto", true, false, got 3'),
-        ({"runtime__workers": 1.5}, "runtime.workers must be 'auto' or an integer ≥ 0, got 1.5"),
+        ({"runtime__workers": 1.5}, "runtime.workers must be 'auto' or an integer from 0 to 1024, got 1.5"),
         (
             {"train__keep": "best", "data__validation_fraction": 0},
             "train.keep must be last where data.validation_fraction holds out no image "

@@ -81,6 +81,17 @@ def test_very_short_runs_have_a_schedule(epochs: int, steps: int) -> None:
     assert (rates <= 0.01).all()
 
 
+def test_the_steps_that_were_taken() -> None:
+    whole = one_cycle(cycle(), 0.01, 4, 10)
+    taken = whole.first(15)
+    assert taken.momentum is not None and whole.momentum is not None
+    assert (taken.learning_rate.tolist(), taken.momentum.tolist()) == (
+        whole.learning_rate[:15].tolist(),
+        whole.momentum[:15].tolist(),
+    )
+    assert one_cycle(cycle(cycle_momentum=False), 0.01, 4, 10).first(3).momentum is None
+
+
 def test_peak_rate() -> None:
     refused = {"accepted": False, "max_lr": None, "reason": "The curve is flat.", "advice": "Raise lr_range.end_lr."}
     assert peak_rate("auto", {"accepted": True, "max_lr": 0.02}) == 0.02

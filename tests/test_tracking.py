@@ -524,6 +524,13 @@ def test_a_row_has_the_params_of_the_results_it_holds(workspace: Workspace, para
     assert text.startswith("params.yaml was edited, and what reads it did not all run again: epochs=2, kept 8.\n")
     assert "    dvc exp run -S epochs=8" in text
 
+    shutil.rmtree(workspace.root / ".state")
+    locked["report"] = {"params": {"params.yaml": {"epochs": 8}}}
+    workspace.write("dvc.lock", {"stages": locked})
+    with join("report", params):
+        pass
+    assert folded(workspace).params["epochs"] == "8", "the report tells of params and computes nothing with them"
+
 
 @pytest.mark.parametrize("change", ["nothing", "param", "code", "out", "upstream", "missing"])
 def test_results_are_fresh_only_when_nothing_they_stand_on_changed(workspace: Workspace, change: str) -> None:

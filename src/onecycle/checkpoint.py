@@ -26,6 +26,7 @@ import torch
 from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
 
+from onecycle import signals
 from onecycle.errors import UserError
 
 KEPT = 2
@@ -33,8 +34,9 @@ ABANDONED_DAYS = 30
 PATIENCE_SECONDS = 10  # for a run that was just asked to end, and finishes its step first
 _MAGIC = b"onecycle checkpoint 1\n"
 _DIGEST_SIZE = hashlib.sha256().digest_size
-_NOT_TRAINING = ("data.dataset", "data.limit", "lr_range.", "evaluate.", "report.", "gate.", "runtime.")
-_LIBRARIES = ("torch", "numpy", "albumentations", "opencv-python-headless")
+_NOT_TRAINING = ("data.dataset", "data.limit", "lr_range.", "evaluate.", "gate.", "runtime.")
+LIBRARIES = ("torch", "numpy", "albumentations", "opencv-python-headless")
+"""Whose version may change what training computes."""
 
 
 class Checkpoints:
@@ -97,7 +99,14 @@ class Checkpoints:
         return path
 
     def clear(self) -> None:
-        """Forget this run: it is done. Forget, too, what was interrupted `ABANDONED_DAYS` ago and never taken up."""
+        """Forget this run: it is done. Forget, too, what was interrupted `ABANDONED_DAYS` ago and never taken up.
+
+        A signal to end comes too late: without its state an interrupted run would begin anew.
+        """
+        with signals.deferred():
+            self._clear()
+
+    def _clear(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
         for path in self._all.glob("*/identity.json"):
             with suppress(Timeout, FileNotFoundError), _lock(path.parent).acquire(timeout=0):  # not what goes on now
@@ -197,7 +206,7 @@ def identity(params: Mapping[str, object], code: Iterable[Path], **inputs: objec
     """
     ours = {key: repr(value) for key, value in params.items() if not key.startswith(_NOT_TRAINING)}
     files = {path.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in code}
-    versions = {f"{name} version": version(name) for name in _LIBRARIES}
+    versions = {f"{name} version": version(name) for name in LIBRARIES}
     return ours | files | versions | {key: str(value) for key, value in inputs.items()}
 
 

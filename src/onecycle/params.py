@@ -35,8 +35,11 @@ NotNegative = Annotated[float, Field(ge=0)]
 Fill = Literal["mean", "black"]
 
 
+MOST_WORKERS = 1024
+
+
 def _auto_or(kind: type[int] | type[float]) -> BeforeValidator:
-    """A validator for keys that take "auto" or a number: an integer ≥ 0, or whatever a float can hold that is > 0."""
+    """A validator for keys that take "auto" or a number: a count, or whatever a float can hold that is > 0."""
 
     def check(value: object) -> object:
         match value:
@@ -44,11 +47,12 @@ def _auto_or(kind: type[int] | type[float]) -> BeforeValidator:
                 return value
             case bool():
                 pass
-            case int() if kind is int and value >= 0:
+            case int() if kind is int and 0 <= value <= MOST_WORKERS:
                 return value
             case int() | float() if kind is float and 0 < value <= sys.float_info.max:
                 return float(value)
-        raise ValueError(f"must be 'auto' or {'an integer ≥ 0' if kind is int else 'a number > 0'}")
+        number = f"an integer from 0 to {MOST_WORKERS}" if kind is int else "a number > 0"
+        raise ValueError(f"must be 'auto' or {number}")
 
     return BeforeValidator(check)
 
@@ -78,7 +82,7 @@ class AugmentParams(Section):
     crop_probability: Probability
     flip_probability: Probability
     cutout_probability: Probability
-    cutout_holes: Count
+    cutout_holes: Annotated[int, Field(ge=1, le=1024)]
     cutout_size: Annotated[int, Field(ge=1, le=32)]
     cutout_fill: Fill
     cutout_overhang: bool

@@ -15,7 +15,7 @@ from onecycle.errors import UserError
 from onecycle.revisions import Place
 from onecycle.tracking import yaml_values
 from onecycle.tracking.filling import model_read_by
-from onecycle.tracking.freshness import Lock, parse_lock, recorded_params, undone
+from onecycle.tracking.freshness import NO_FIGURES, Lock, parse_lock, recorded_params, undone
 
 if TYPE_CHECKING:
     from onecycle.tracking.times import Training
@@ -25,9 +25,6 @@ T = TypeVar("T")
 HASHES = Path("hashes.json")
 ENVIRONMENT = Path("environment.json")
 """Beside the params.yaml of a reference run, which has no dvc.lock and no row."""
-
-NO_FIGURES = "report"
-"""The stage that changes no figure."""
 
 _TAGS = {
     "device": "device",

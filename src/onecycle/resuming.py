@@ -57,13 +57,20 @@ def train_to_end(
                 saved = time.monotonic()
             request.obey()
 
-        for epoch in training.epochs(between_steps):
-            log_metrics({**series(epoch, held_out), **progress.epoch(epoch)}, epoch.epoch)
-            recent = in_background and time.monotonic() - saved < SPARED_SECONDS
-            if request.signal_number is not None or not recent:
-                save(training.snapshot())
-                saved = time.monotonic()
-            request.obey()
+        try:
+            for epoch in training.epochs(between_steps):
+                log_metrics({**series(epoch, held_out), **progress.epoch(epoch)}, epoch.epoch)
+                recent = in_background and time.monotonic() - saved < SPARED_SECONDS
+                if request.signal_number is not None or not recent:
+                    save(training.snapshot())
+                    saved = time.monotonic()
+                request.obey()
+        except RuntimeError as error:
+            if request.signal_number is None or "DataLoader worker" not in str(error):
+                raise
+            save(
+                training.snapshot()
+            )  # the signal was for all processes, and ended those that load before the next step
     request.obey()
 
 

@@ -27,6 +27,10 @@ class Schedule:
     learning_rate: NDArray[np.float64]
     momentum: NDArray[np.float64] | None
 
+    def first(self, steps: int) -> Schedule:
+        """Its first so many steps."""
+        return Schedule(self.learning_rate[:steps], None if self.momentum is None else self.momentum[:steps])
+
 
 def peak_rate(max_lr: float | str, suggestion: Mapping[str, Any]) -> float:
     """`one_cycle.max_lr` if it is a number, else what the range test suggests (suggestion.json).

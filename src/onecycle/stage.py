@@ -85,6 +85,11 @@ def _explained(name: str, params: Params) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if _no_loader(error):
+            raise UserError(
+                f"{name}: a loader process ended for want of memory: {str(error).splitlines()[0]}; set runtime.workers "
+                "lower (0: none), or give the container more shared memory"
+            ) from error
         if _no_memory(error):
             raise UserError(_more_memory(name, params, error)) from error
         if _no_compiler(error):
@@ -118,8 +123,15 @@ def _no_memory(error: Exception) -> bool:
         "could not create a memory",
         "ALLOC_FAILED",
         "Insufficient memory",
+        "Cannot allocate memory",
     )
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
+
+
+def _no_loader(error: Exception) -> bool:
+    """Whether a process that loads images was killed, or found /dev/shm full; torch tells it in words."""
+    signs = ("Bus error", "out of shared memory", "killed by signal: Killed")
+    return "DataLoader worker" in str(error) and any(sign in str(error) for sign in signs)
 
 
 def _no_compiler(error: Exception) -> bool:

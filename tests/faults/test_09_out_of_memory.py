@@ -59,6 +59,14 @@ def handlers() -> Iterator[None]:
             "or set evaluate.batch_size to 500",
         ),
         ("stats", MemoryError(), "stats ran out of memory; free some and run again"),
+        ("stats", OSError(12, "Cannot allocate memory"), "stats ran out of memory; free some and run again"),
+        (
+            "lr_range",
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's "),
+            "lr_range: a loader process ended for want of memory: DataLoader worker (pid 7) is killed by signal: Bus "
+            "error. It is possible that dataloader's ; set runtime.workers lower (0: none), or give the container more "
+            "shared memory",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) and value.isidentifier() else "",
 )

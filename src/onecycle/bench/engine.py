@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from onecycle import data
 from onecycle.bench.timing import Stopwatch, Task, images
+from onecycle.checkpoint import LIBRARIES
 from onecycle.device import Compute, InPrecision, select
 from onecycle.loader import Loader, backend, worker_count
 from onecycle.model import Classifier
@@ -32,7 +33,6 @@ BACKENDS = ("albumentations", "batched")
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 STATISTICS_OF = 1000  # images; what they are normalised by changes no speed
 STEPS = 10**6  # of the schedule; more than any benchmark takes
-LIBRARIES = ("torch", "numpy", "albumentations", "opencv-python-headless")
 
 Turn = tuple[str, ...]
 

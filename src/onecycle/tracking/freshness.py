@@ -11,6 +11,8 @@ from onecycle import paths
 from onecycle.errors import UserError
 from onecycle.tracking import yaml_values
 
+NO_FIGURES = "report"
+"""The stage that changes no figure."""
 _SMALL = 1_000_000
 """Bytes up to which a file is hashed; of a larger one only the size is compared, since a stage must not wait for it."""
 
@@ -85,9 +87,9 @@ def kept_params(kept: Iterable[str], reader: str, lock: Lock, params: Mapping[st
     """The params that the stages `kept` ran with where `params` now say otherwise: what is on disk of them is of those.
 
     As when a stage alone is run after an edit. What the stage `reader`, which runs, was recorded to read itself is left
-    out: it has the new value.
+    out: it has the new value. The report computes nothing with what it reads.
     """
-    its_own = recorded_params({reader: lock.get(reader, {})})
+    its_own = recorded_params({reader: lock.get(reader, {})}) if reader != NO_FIGURES else {}
     found: dict[str, str] = {}
     for stage in kept:
         recorded = recorded_params({stage: lock.get(stage, {})})
