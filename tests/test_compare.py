@@ -158,7 +158,7 @@ def test_what_is_known_of_equal_runs_widens_what_their_images_show(runs: Path, t
     assert interval(accuracy["macro_recall"]) == pytest.approx(interval(accuracy["accuracy"]), abs=1e-3)
     assert alone["loss"].low is None and accuracy["loss"].low is not None
     assert all(row.low is not None and row.low < 0 < row.high for row in comparison.classes if row.high is not None)
-    source = "3 seeds of exercise in results/reference"
+    source = "the seeds in results/reference, 3 of exercise"
     assert compare.sentence(comparison).endswith(f", t-test with the deviation of {source}")
     assert f"0.40 points, {source})." in tables.markdown(compare.page(comparison))
     less = compare.compare(*sides, seeds_apart(tmp_path / "near", 1))

@@ -113,7 +113,7 @@ def test_the_gate_knows_how_far_the_seeds_of_a_recipe_are_apart(folder: Path, on
     code, said, _ = onecycle(folder, *gate)
     judged = json.loads(said)
     assert (code, judged["verdict"]) == (0, "inconclusive") and judged["seeds"] > 10
-    source = "3 seeds of exercise in results/reference"
+    source = "the seeds in results/reference, 3 of exercise"
     assert (judged["deviation"], judged["deviation_source"]) == (pytest.approx(0.004), source)
     accuracy, _, loss, _ = judged["checks"]
     reach = student.ppf(0.95, 2) * 2**0.5 * 0.004
@@ -145,11 +145,13 @@ def test_which_seeds_tell_how_far_a_run_is_from_its_equals(folder: Path, onecycl
         known = reference.equal_runs(read_side(first), read_side(second))
         return str(known) if known else None
 
-    own = "6 seeds of many in results/reference"
+    own = "the seeds in results/reference, 6 of many"
     assert told("many/seed-0", "few/seed-0") == own, "enough of one of the two recipes"
-    assert told("many/seed-0", "many/seed-1") == "5 seeds of many in results/reference", "not the run that is judged"
+    assert told("many/seed-0", "many/seed-1") == "the seeds in results/reference, 5 of many", (
+        "not the run that is judged"
+    )
     made(folder, 7, 608, epochs=31)
-    assert told("few/seed-0", "workspace") == "2 seeds of few and 6 seeds of many in results/reference"
+    assert told("few/seed-0", "workspace") == "the seeds in results/reference, 2 of few and 6 of many"
     assert told("few", "many") is None, "no run is alone"
     assert told("few/seed-0", "few/seed-0") is None, "it is one run"
     command(folder, "git", "rm", "-qr", "--cached", "results", check=False)

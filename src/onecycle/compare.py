@@ -74,8 +74,9 @@ class EqualRuns:
         return found if found.value > 0 else None
 
     def __str__(self) -> str:
-        told = " and ".join(f"{len(runs)} seeds of {name}" for name, runs in self.recipes.items())
-        return f"{told} in {self.where}"
+        *others, last = (f"{len(runs)} of {name}" for name, runs in self.recipes.items())
+        told = f"{', '.join(others)} and {last}" if others else last
+        return f"the seeds in {self.where}, {told}"
 
 
 @dataclass(frozen=True)
