@@ -33,8 +33,7 @@ def main(params: Params, row: Row) -> None:
     ours = identity(flatten(params), code_of("train"), **decides, threads=torch.get_num_threads())
     with Checkpoints(paths.training_state(), ours) as checkpoints:
         train_to_end(training, checkpoints, params, prepared.held_out, row.metrics)
-        taken = schedule.first(training.state.step)  # fewer where it stopped early
-        _write(training, prepared, taken, params, dataset.classes)
+        _write(training, prepared, schedule.first(training.state.step), params, dataset.classes)
         checkpoints.clear()
 
 

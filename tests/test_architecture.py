@@ -21,6 +21,7 @@ EDGES = {
     "onecycle.checkpoint": "keeps state, changes none",
     "onecycle.cli": "the command line",
     "onecycle.errors": "what a user is told",
+    "onecycle.inputs": "whether DVC will record what a stage ran with",
     "onecycle.params": "DVC tracks its values one by one",
     "onecycle.paths": "where things lie",
     "onecycle.progress": "what a terminal shows",

@@ -12,9 +12,10 @@ from conftest import command
 from crafted_run import CLASSES, LABELS, commit, errors, repository, set_params, write_run
 from scipy.stats import t as student
 
-from onecycle import compare, paths, revisions, tables
+from onecycle import compare, differences, paths, revisions, tables
+from onecycle.differences import side_name
 from onecycle.errors import UserError
-from onecycle.results import Results, read, read_side, side_name
+from onecycle.results import Results, read, read_side
 from onecycle.revisions import AbsentError, Place, find
 
 
@@ -135,12 +136,12 @@ def test_runs_that_do_not_vary_are_refused(tmp_path: Path) -> None:
         compare.compare(side(tmp_path, "a0", "a1", "a2"), side(tmp_path, "b0", "b1", "b2"))
 
 
-def seeds_apart(folder: Path, step: int) -> compare.EqualRuns:
+def seeds_apart(folder: Path, step: int) -> differences.EqualRuns:
     """Three runs, each with `step` images more wrong than the one before."""
     for seed in range(3):
         write_run(folder / f"{seed}", errors(375, 225 + step * seed, 300 * seed), sure=0.97 - seed / 1000)
     runs = [read(Place(f"{seed}", None, folder / f"{seed}")) for seed in range(3)]
-    return compare.EqualRuns({"exercise": runs}, "results/reference")
+    return differences.EqualRuns({"exercise": runs}, "results/reference")
 
 
 def interval(row: compare.Row) -> tuple[float | None, float | None]:

@@ -13,9 +13,8 @@ from crafted_run import CLASSES, LABELS, set_params, write_run
 from PIL import Image
 from test_report import Page
 
-from onecycle import compare, data, paths
+from onecycle import compare, data, disagreements, paths
 from onecycle.errors import UserError
-from onecycle.report import disagreements
 from onecycle.results import Results, read_side
 
 IMAGES = 500

@@ -15,7 +15,7 @@ from crafted_run import IMAGES, commit, edit_metrics, errors, repository, set_pa
 from numpy.typing import NDArray
 
 from onecycle import gate, paths, revisions
-from onecycle.compare import run_deviation
+from onecycle.differences import run_deviation
 from onecycle.errors import UserError
 from onecycle.gate import judge, verdict_on
 from onecycle.params import load
@@ -107,9 +107,7 @@ def test_a_table_for_a_pull_request(planted: Path, onecycle: Run) -> None:
     assert "Warning: the loss of accuracy may be negligible or 0.5 points and more; 4 seeds each" in lines[-4]
     assert lines[-2:] == ["Accuracy of equal runs deviates by 0.15 points (from the images they disagree on).", ""]
     code, output, _ = onecycle(planted, *arguments)
-    lines = output.splitlines()
-    assert lines[0].rstrip() == "Gate: inconclusive" and "falls by < 0.5 points" in output
-    assert lines[-1] == "Accuracy of equal runs deviates by 0.15 points (from the images they disagree on)."
+    assert output.startswith("Gate: inconclusive") and "│" in output and "<" in output
 
 
 def test_the_workspace_is_the_candidate(planted: Path, onecycle: Run) -> None:
@@ -134,10 +132,10 @@ def test_limits_are_params(tmp_path: Path, onecycle: Run) -> None:
     write_run(tmp_path, errors(COMMON, OWN + 60, OWN), sure=0.965)
     assert onecycle(tmp_path, "gate", "--baseline", "other")[0] == 1
     set_params(tmp_path, {"gate.negligible": 0.007, "gate.margin": 0.02})
-    code, output, _ = onecycle(tmp_path, "gate", "--baseline", "other")
+    code, output, _ = onecycle(tmp_path, "gate", "--baseline", "other", "--markdown")
     assert code == 0  # but not unseen
     said = "The limits are not those of the baseline: gate.negligible 0.001 → 0.007, gate.margin 0.005 → 0.02."
-    assert output.splitlines()[-1] == said
+    assert said in output.splitlines()
     for change in ({"gate.floor": 0.95}, {"gate.floor": 0.9, "gate.loss_margin": 0.0}):
         set_params(tmp_path, change)
         assert onecycle(tmp_path, "gate", "--baseline", "other")[0] == 1
@@ -155,7 +153,7 @@ def test_without_a_baseline_only_the_floor_judges(planted: Path, onecycle: Run) 
     ):
         code, output, said = onecycle(planted, "gate", "--baseline", name)
         assert (code, output) == (2, "") and why in said and "--allow-no-baseline" in said
-        code, output, _ = onecycle(planted, "gate", "--baseline", name, "--allow-no-baseline")
+        code, output, _ = onecycle(planted, "gate", "--baseline", name, "--allow-no-baseline", "--markdown")
         assert code == 0 and f"without a baseline ({why}" in output and "): only the floor judges" in output
     bad = ("--baseline", "nowhere", "--candidate", "bad", "--allow-no-baseline")
     assert onecycle(planted, "gate", *bad)[0] == 1

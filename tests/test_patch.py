@@ -24,7 +24,8 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     top = root.parent
     (top / "elsewhere.txt").write_text("not ours\n", encoding="utf-8")
     command(top, "git", "init", "-q")
-    command(top, "git", "config", "diff.noprefix", "true")
+    for key, value in (("noprefix", "true"), ("context", "0"), ("relative", "true"), ("submodule", "log")):
+        command(top, "git", "config", f"diff.{key}", value)
     commit(top)
     monkeypatch.chdir(root)
     return root

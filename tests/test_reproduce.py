@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from tracked_workspace import Run, Workspace, forget_stores
 
 from onecycle import paths
 from onecycle.errors import UserError
+from onecycle.reproduction import keeper
 from onecycle.reproduction.record import find_record
 from onecycle.reproduction.record import set_params as conform
 from onecycle.tracking.database import default_uri
@@ -210,6 +212,25 @@ def test_killed_in_the_middle_it_leaves_nothing(tracked: Tracked, number: signal
     ]
     assert not [line for line in running if str(tracked.root) in line]
     assert tracked.files() == before
+
+
+def test_worktrees_of_the_user_are_left_alone_also_when_their_disk_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top, theirs, ours = tmp_path / "top", tmp_path / "disk/theirs", tmp_path / "ours"
+    top.mkdir()
+    for words in (("init", "-q"), ("commit", "-q", "--allow-empty", "-m", "start")):
+        command(top, "git", "-c", "user.name=test", "-c", "user.email=test@example.com", *words)
+    for folder in (theirs, ours):
+        command(top, "git", "worktree", "add", "-q", "--detach", str(folder))
+    theirs.parent.rename(tmp_path / "away")
+    shutil.rmtree(ours)
+    monkeypatch.chdir(top)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    keeper.main(ours, tmp_path / "checkpoints")
+    (tmp_path / "away").rename(theirs.parent)
+    assert command(theirs, "git", "status", "--porcelain").stdout == ""
+    assert str(ours) not in command(top, "git", "worktree", "list").stdout
 
 
 def wait_until(condition: Callable[[], object]) -> None:

@@ -176,7 +176,7 @@ def test_a_reference_run_goes_by_its_short_name(tmp_path: Path, monkeypatch: pyt
 def gate(stored: Stored, onecycle: Run, candidate: str, *more: str) -> tuple[int, list[str], str]:
     """`onecycle gate --baseline <the champion> --promote`; exit code, lines, stderr."""
     write_run(stored.folder, WRONG["equal"])
-    arguments = ("gate", "--baseline", CHAMPION, "--candidate", candidate, "--promote")
+    arguments = ("gate", "--baseline", CHAMPION, "--candidate", candidate, "--promote", "--markdown")
     code, output, said = onecycle(stored.folder, *arguments, *more)
     return code, output.splitlines(), said
 

@@ -77,6 +77,10 @@ def test_rows_come_back_for_the_workspace_experiments_and_references_and_only_on
         (reference / path.relative_to("results")).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(workspace / path, reference / path.relative_to("results"))
     shutil.copy(workspace / paths.PARAMS, reference)
+    set_params(reference, {"epochs": 4})
+    trained_from = command(workspace, "git", "rev-parse", "HEAD").stdout.strip()
+    environment = {"commit": trained_from, "device": "NVIDIA H200, bfloat16", "versions": {"torch": "2.11.0"}}
+    (reference / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
     command(workspace, "git", "add", "-A")
     command(workspace, "git", "commit", "-qm", "reference")
     baseline = experiment(workspace, "odd-name", 0.125)
@@ -92,11 +96,13 @@ def test_rows_come_back_for_the_workspace_experiments_and_references_and_only_on
     accuracies = [row.data.metrics["test/accuracy"] for row in (exp, tiny, here)]
     assert accuracies == pytest.approx([0.125, kept, kept])
     assert all(row.data.metrics["train/loss"] > 0 for row in (exp, tiny, here))
-    assert [row.data.params["epochs"] for row in (exp, tiny, here)] == ["2", "3", "3"]
+    assert [row.data.params["epochs"] for row in (exp, tiny, here)] == ["2", "4", "3"]
     assert {len(row.data.params) for row in (exp, tiny, here)} == {len(here.data.params)}
     assert exp.data.tags["dvc.baseline"] == exp.data.tags["git.commit"] == baseline
     assert exp.data.tags["params.changed"] == "-S epochs=2"
     assert exp.data.tags["rebuilt"] == "from git"
+    told = {"git.commit": trained_from, "params.changed": "-S epochs=4", "device": "NVIDIA H200, bfloat16"}
+    assert told.items() <= tiny.data.tags.items() and tiny.data.tags["version.torch"] == "2.11.0"
     lock = (workspace / paths.DVC_LOCK).read_bytes()
     assert here.data.tags["dvc.lock"] == hashlib.sha256(lock).hexdigest()
     stages = "download cached, stats cached, lr_range cached, train cached, evaluate cached, report cached"

@@ -610,6 +610,16 @@ def test_tags_tell_commit_branch_changes_and_params_but_no_remote(workspace: Wor
     assert (tags["git.branch"], tags["mlflow.runName"], tags["dvc.baseline"]) == ("work", "odd-name", commit)
     assert "s3cret" not in json.dumps(tags)
 
+    for setting in (("status.showUntrackedFiles", "no"), ("status.renames", "true")):
+        git("config", *setting)
+    workspace.write("neu und schön.py", "pass")
+    git("mv", "-f", "code.py", "moved.py")
+    tags = context.tags(here, values)
+    assert set(tags["git.changed"].split(", ")) == {"code.py", "moved.py", "neu und schön.py", "params.yaml"}
+    git("rm", "-q", "--cached", "params.yaml")
+    git("commit", "-qm", "without params")
+    assert "params.changed" not in context.tags(here, values), "no commit's to differ from"
+
 
 def test_a_git_that_takes_too_long_is_not_waited_for_and_nothing_is_made_up(
     workspace: Workspace, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

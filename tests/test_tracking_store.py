@@ -626,7 +626,9 @@ def test_an_experiment_came_to_its_end_when_dvc_has_made_a_commit_of_it(workspac
     assert cut_short(experiment, folder) is False
 
 
-def test_an_experiments_folder_that_is_half_removed_says_nothing_of_its_end(workspace: Workspace) -> None:
+@pytest.mark.parametrize("folder_stays", [False, True])
+def test_an_experiments_folder_says_nothing_of_its_end_for_a_while(workspace: Workspace, folder_stays: bool) -> None:
+    """Half removed it is of one that ended; left as it is, of one whose worker was killed."""
     workspace.write("dvc.yaml", {"stages": {"stats": {}, "train": {}}})
     folder = workspace.root / ".dvc/tmp/exps/tmp1"
     folder.mkdir(parents=True)
@@ -637,10 +639,42 @@ def test_an_experiments_folder_that_is_half_removed_says_nothing_of_its_end(work
     journal.append("close", stage="stats", status="FINISHED")
     relay = Relay(journal)
     relay.read()
+    relay._watched = True
     assert not relay.finish(patient=True)
-    folder.rmdir()
+    if not folder_stays:
+        folder.rmdir()
     assert relay.finish()
     assert (relay.summary.status, relay.summary.stages) == ("FAILED", {"stats": "ran", "train": "not run"})
+
+
+@pytest.mark.parametrize(("seconds_later", "theirs"), [(-60, False), (60, True)])
+def test_the_lock_of_a_later_command_is_not_taken_for_its_own(
+    workspace: Workspace, seconds_later: int, theirs: bool
+) -> None:
+    """As where a slow store lets the next command be first; one that was killed has left the lock that was there."""
+    workspace.write("dvc.yaml", {"stages": {"stats": {}, "train": {}}})
+    journal = Journal(workspace.root / ".state/journal/one")
+    opened = {"process": asdict(NOBODY), "params": {}, "row": "row", "workspace": str(workspace.root)}
+    journal.append("open", stage="stats", execution=asdict(Execution(NOBODY, "dvc repro")), **opened)
+    journal.append("close", stage="stats", status="FINISHED")
+    workspace.write("dvc.lock", {"stages": {}})
+    written = time.time() + seconds_later
+    os.utime("dvc.lock", (written, written))
+    relay = Relay(journal)
+    relay.read()
+    relay._watched = True
+    assert relay.finish()
+    assert ("dvc.lock" in relay.summary.tags) is not theirs
+    assert relay.summary.status == ("FINISHED" if theirs else "FAILED"), "train was to run"
+
+
+def test_a_journal_of_another_version_hinders_no_other(workspace: Workspace) -> None:
+    Journal(workspace.root / ".state/journal/a").append("open", stage="stats", what="another version wrote")
+    finish(workspace.stage("stats", ONECYCLE_TRACKING="journal"))
+    said = finish(workspace.sync(), code=2)
+    assert "a: not sent" in said and "Traceback" not in said
+    assert "a cannot be read (KeyError('row')): another version wrote it, or it is damaged; remove it" in said
+    assert [row.tags["dvc.stages"] for row in workspace.rows()] == ["stats ran"]
 
 
 def test_the_lock_of_an_experiment_whose_folder_is_gone_is_read_from_its_commit(workspace: Workspace) -> None:

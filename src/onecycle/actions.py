@@ -110,7 +110,7 @@ def compare(options: argparse.Namespace) -> None:
     first, *others = (read_side(names) for names in options.sides)
     comparisons = [compare.compare(first, other, reference.equal_runs(first, other)) for other in others]
     if options.pictures:
-        from onecycle.report import disagreements
+        from onecycle import disagreements
 
         disagreements.write(Path(options.pictures), comparisons, first, others)
     if options.json:

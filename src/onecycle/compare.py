@@ -6,8 +6,7 @@ onecycle compare a1,a2,a3 b1,b2,b3            # several: a t-test on the runs
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
@@ -16,30 +15,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onecycle import evaluation
-from onecycle.errors import UserError
+from onecycle.differences import (
+    ACCURACY,
+    EqualRuns,
+    Measure,
+    Side,
+    accuracy_difference,
+    by_images,
+    estimate,
+    figures,
+    metric,
+    run_deviation,
+    side_name,
+    width,
+)
 from onecycle.recipe import SEED, recipe_differing
-from onecycle.results import RANGES, Results, check_comparable, differing, same_model, side_name
+from onecycle.results import RANGES, Results, differing, same_model
 from onecycle.stats_tests import (
     FEW_DISCORDANT,
-    Deviation,
     Difference,
     Discordant,
-    Estimate,
-    assumed_deviation,
     discordant,
     mcnemar_p,
     paired_difference,
-    pooled_deviation,
     resampled_differences,
-    runs_estimate,
     runs_to_see,
-    shown_deviation,
 )
 from onecycle.tables import Page, Table
 from onecycle.tracking.yaml_values import spelled
 
-Side = Sequence[Results]
-Measure = Callable[[Results], float]
 Verdict = Literal["better", "worse", "no evidence"]
 
 LEVEL = 0.05
@@ -49,34 +53,6 @@ RESAMPLED = ("ece", "macro_precision", "macro_recall", "macro_f1")
 """Metrics that predictions tell and that are no means over images."""
 UNCOMPARED = ("accuracy_low", "accuracy_high", "n")
 """The ends of an interval say nothing that the interval of the difference does not say better; n is the same."""
-
-
-def metric(name: str) -> Measure:
-    """What gives a run's metric; NaN where it has none."""
-    return lambda run: run.metrics.get(name, math.nan)
-
-
-ACCURACY = metric("accuracy")
-
-
-@dataclass(frozen=True)
-class EqualRuns:
-    """Recipes of several seeds, which tell how far equal runs are apart."""
-
-    recipes: Mapping[str, Side]
-    """Name → two runs and more."""
-    where: str
-    """They are kept."""
-
-    def deviation(self, measure: Measure) -> Deviation | None:
-        """Of a figure of theirs; None where it does not vary, or one of them lacks it."""
-        found = pooled_deviation(*([measure(run) for run in runs] for runs in self.recipes.values()))
-        return found if found.value > 0 else None
-
-    def __str__(self) -> str:
-        *others, last = (f"{len(runs)} of {name}" for name, runs in self.recipes.items())
-        told = f"{', '.join(others)} and {last}" if others else last
-        return f"the seeds in {self.where}, {told}"
 
 
 @dataclass(frozen=True)
@@ -119,65 +95,6 @@ class Comparison:
     runs_to_see: dict[float, int]
     """Runs each, by difference of accuracy: two-sided level 0.05, power 0.9."""
     verdict: Verdict
-
-
-def figures(side: Side, measure: Measure) -> list[float]:
-    """A figure of every run."""
-    return [measure(run) for run in side]
-
-
-def by_images(first: Side, second: Side) -> Discordant | None:
-    """What one run a side disagree on; None with several on a side, which are compared as runs.
-
-    Raises:
-        UserError: the sides were tested on other images, or with several runs a side have one of them in common.
-    """
-    check_comparable(first, second)
-    return discordant(first[0].correct, second[0].correct) if len(first) == len(second) == 1 else None
-
-
-def estimate(first: Side, second: Side, measure: Measure, known: EqualRuns | None) -> Estimate | None:
-    """A figure's difference, second minus first, as runs tell it; None where none tell how far they deviate."""
-    alone = known.deviation(measure) if known else None
-    return runs_estimate(figures(first, measure), figures(second, measure), alone)
-
-
-def accuracy_difference(
-    first: Side, second: Side, confidence: float = 0.95, known: EqualRuns | None = None
-) -> Difference:
-    """Accuracy of the second side minus that of the first, with its interval.
-
-    One run a side is paired on the test images; where equal runs are `known` to be further apart, by those.
-
-    Raises:
-        UserError: as `by_images`, or nothing varies between the runs of either side.
-    """
-    counts = by_images(first, second)
-    told = estimate(first, second, ACCURACY, known)
-    found = [told.difference(confidence)] if told else []
-    if counts:
-        found.append(paired_difference(counts, confidence))
-    if not found:
-        raise UserError("accuracy does not vary between the runs of either side; add runs with other seeds")
-    return max(found, key=_width)
-
-
-def _width(difference: Difference) -> float:
-    return difference.high - difference.low
-
-
-def run_deviation(first: Side, second: Side, known: EqualRuns | None = None) -> tuple[float, str]:
-    """Standard deviation of accuracy between equal runs, and what tells it, in words."""
-    if len(first) > 1 or len(second) > 1:
-        these = pooled_deviation(figures(first, ACCURACY), figures(second, ACCURACY)).value
-        if these > 0:
-            return these, "these runs"
-    if known and (deviation := known.deviation(ACCURACY)):
-        return deviation.value, str(known)
-    shown = shown_deviation(discordant(first[0].correct, second[0].correct))
-    assumed = assumed_deviation(len(first[0].labels))
-    # a recipe that differs may agree with the first more than the first does with itself
-    return (shown, "from the images they disagree on") if shown > assumed else (assumed, "assumed")
 
 
 def compare(first: Side, second: Side, known: EqualRuns | None = None) -> Comparison:
@@ -271,7 +188,7 @@ def _row(
 ) -> Row:
     """With the wider of the intervals that the images and the runs give."""
     told = estimate(first, second, measure, known)
-    widest = max((each for each in (paired, told.difference() if told else None) if each), key=_width, default=None)
+    widest = max((each for each in (paired, told.difference() if told else None) if each), key=width, default=None)
     one, other = (float(np.mean(figures(side, measure))) for side in (first, second))
     return Row(name, one, other, other - one, widest.low if widest else None, widest.high if widest else None)
 

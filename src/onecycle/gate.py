@@ -19,9 +19,19 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, Literal
 
-from onecycle.compare import ACCURACY, EqualRuns, Side, accuracy_difference, estimate, figures, metric, run_deviation
+from onecycle.differences import (
+    ACCURACY,
+    EqualRuns,
+    Side,
+    accuracy_difference,
+    estimate,
+    figures,
+    metric,
+    run_deviation,
+    side_name,
+)
 from onecycle.params import GateParams
-from onecycle.results import check_comparable, same_predictions, side_name
+from onecycle.results import check_comparable, same_predictions
 from onecycle.stats_tests import Difference, runs_to_settle
 from onecycle.tables import Page, Table
 from onecycle.tracking.yaml_values import same, spelled

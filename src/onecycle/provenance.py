@@ -120,6 +120,13 @@ def environment(place: Place, model: str | None, trainings: Mapping[str, Trainin
     return Environment(**fields, versions=dict(sorted(versions.items())), training_seconds=round(training.seconds, 1))
 
 
+def tags(trained: Environment) -> dict[str, str]:
+    """What a row would say of it."""
+    known = {tag: getattr(trained, name) for name, tag in _TAGS.items()}
+    versions = {f"version.{name}": value for name, value in trained.versions.items()}
+    return {tag: value for tag, value in known.items() if value} | versions
+
+
 def check_current(place: Place, params: Mapping[str, Any], made: Recorded) -> None:
     """Refuse results of other params than those beside them, or of what was made anew since: not all of it was run.
 

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from onecycle import paths, provenance
-from onecycle.compare import EqualRuns, Side
+from onecycle.differences import EqualRuns, Side
 from onecycle.errors import UserError
 from onecycle.executions import same_run
 from onecycle.provenance import Environment, Recorded

@@ -12,7 +12,6 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from onecycle import evaluation, paths, provenance, recipe
 from onecycle.errors import UserError
 from onecycle.provenance import Recorded
 from onecycle.refusals import shown
-from onecycle.revisions import REFERENCE, AbsentError, Place, find, seeds
+from onecycle.revisions import AbsentError, Place, find, seeds
 from onecycle.tracking import yaml_values
 
 MOST_IMAGES = 100_000_000
@@ -113,16 +112,6 @@ def read_side(names: str) -> tuple[Results, ...]:
         if changed:
             raise UserError(f"{first.name} and {run.name} differ in {changed[0]}; runs of one side may differ in seed")
     return runs
-
-
-def side_name(names: Sequence[str]) -> str:
-    """Runs in a sentence: the seeds of one folder by its name and their number, others one by one."""
-    folders = {Path(name).parent for name in names if Path(name).name.startswith("seed-")}
-    if len(names) < 2 or len(folders) != 1 or any(Path(name).parent not in folders for name in names):
-        return ", ".join(names)
-    [folder] = folders
-    shown = folder.relative_to(REFERENCE) if folder.is_relative_to(REFERENCE) else folder
-    return f"{shown.as_posix()} ({len(names)} runs)"
 
 
 def same_predictions(one: Results, other: Results) -> bool:

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 
 from onecycle import signals
 from onecycle.checkpoint import Checkpoints, InBackground
+from onecycle.inputs import Inputs
 from onecycle.params import Params
 from onecycle.progress import TrainingProgress
 from onecycle.training import Epoch, Run
@@ -33,8 +34,10 @@ def train_to_end(
 
     Raises:
         Stopped: a signal asked to end; the step was finished and its state saved.
-        UserError: the loss is no longer finite; the last good state stays.
+        UserError: the loss is no longer finite, or what decides the result was edited meanwhile; the last good state
+            stays.
     """
+    began = Inputs.of("train")
     snapshot, notices = checkpoints.load()
     if snapshot is not None:
         training.restore(snapshot)
@@ -72,6 +75,7 @@ def train_to_end(
                 training.snapshot()
             )  # the signal was for all processes, and ended those that load before the next step
     request.obey()
+    began.check_unchanged()  # DVC would take none of it: the state is all that is left
 
 
 def series(epoch: Epoch, held_out: str) -> dict[str, float]:

@@ -33,9 +33,12 @@ def run(name: str, body: Callable[[Params, Row], None]) -> NoReturn:
     def joined() -> None:
         params = load(paths.PARAMS)
         from onecycle import tracking
+        from onecycle.inputs import Inputs
 
+        began = Inputs.of(name)
         with tracking.join(name, params) as row, _explained(name, params):
             body(params, row)
+            began.check_unchanged()
 
     exit_with(joined)
 
@@ -90,7 +93,7 @@ def _explained(name: str, params: Params) -> Iterator[None]:
                 f"{name}: a loader process ended for want of memory: {str(error).splitlines()[0]}; set runtime.workers "
                 "lower (0: none), or give the container more shared memory"
             ) from error
-        if _no_memory(error):
+        if no_memory(error):
             raise UserError(_more_memory(name, params, error)) from error
         if _no_compiler(error):
             raise UserError(
@@ -113,7 +116,7 @@ def _more_memory(name: str, params: Params, error: Exception) -> str:
     return f"{name} ran out of memory with {key} {size}; {again}, or {less}"
 
 
-def _no_memory(error: Exception) -> bool:
+def no_memory(error: Exception) -> bool:
     """Whether a device or the machine is full; torch, oneDNN, CUDA's libraries and OpenCV tell it in words."""
     signs = (
         "out of memory",

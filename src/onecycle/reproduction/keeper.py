@@ -30,7 +30,7 @@ def main(worktree: Path, checkpoints: Path) -> None:
         _end(group)
     run_git("worktree", "remove", "--force", str(worktree))
     shutil.rmtree(worktree, ignore_errors=True)  # its owner was killed before git knew it, or while it was made
-    run_git("worktree", "prune")
+    run_git("worktree", "remove", "--force", str(worktree))  # `prune` would forget others whose disk is away
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 

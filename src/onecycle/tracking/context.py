@@ -28,6 +28,10 @@ _RESULTS = (":(exclude)results", ":(exclude)dvc.lock")
 """What the pipeline itself rewrites, so that it says nothing about whether the code was changed."""
 
 
+_STATUS = ("--porcelain", "-z", "--branch", "--untracked-files=normal", "--no-renames")
+"""Whatever a user's own settings say; with -z no name is quoted."""
+
+
 def tags(execution: Execution, params: Mapping[str, str]) -> dict[str, str]:
     """The tags of a new row; `params` as the row has them."""
     return source(execution, params) | _machine()
@@ -36,8 +40,8 @@ def tags(execution: Execution, params: Mapping[str, str]) -> dict[str, str]:
 def source(execution: Execution, params: Mapping[str, str]) -> dict[str, str]:
     """The tags that tell what a row was made from."""
     commit = git("rev-parse", "HEAD")
-    status = git("status", "--porcelain", "--branch", "--", ".", *_RESULTS).splitlines() if commit else []
-    changed = [line[3:] for line in status[1:]]
+    status = list(filter(None, git("status", *_STATUS, "--", ".", *_RESULTS).split("\0"))) if commit else []
+    changed = [entry[3:] for entry in status[1:]]
     branch = _branch(commit) if commit else ""
     reproduced, _, attempt = os.environ.get(paths.REPRODUCES, "").rpartition(" ")
     edits = overrides(params) if commit else ""
@@ -64,7 +68,8 @@ def source(execution: Execution, params: Mapping[str, str]) -> dict[str, str]:
 
 def changed_between(one: str, other: str) -> list[str]:
     """The files that differ between two commits, but for what the pipeline itself writes."""
-    return git("diff", "--name-only", "--relative", one, other, "--", ".", *_RESULTS).splitlines()
+    names = git("diff", "--name-only", "-z", "--no-renames", "--relative", one, other, "--", ".", *_RESULTS)
+    return [name for name in names.split("\0") if name]
 
 
 def _machine() -> dict[str, str]:
@@ -94,11 +99,13 @@ def _branch(commit: str) -> str:
 def overrides(params: Mapping[str, str], commit: str = "HEAD") -> str:
     """The params that differ from a commit's, as `dvc exp run` takes them: "-S epochs=2 -S model.width=8".
 
-    Empty where the commit's are no YAML: DVC could change nothing in them.
+    Empty where the commit has none, or what is no YAML: DVC could change nothing in them.
     """
     try:
         committed = yaml_values.flat(yaml_values.load(git("show", f"{commit}:./{paths.PARAMS.as_posix()}")))
     except ValueError:
+        return ""
+    if not committed:
         return ""
     return " ".join(
         f"-S {name}={value}"

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 import onecycle
-from onecycle.stage import CRASHED, exit_with
+from onecycle.stage import CRASHED, exit_with, no_memory
 from onecycle.tracking.errors import StoreError
 from onecycle.tracking.redaction import without_secrets
 
@@ -84,7 +84,9 @@ def _save(model: Path, pictures: Path, target: Path) -> None:
 def _saved(model: Path, pictures: Path, target: Path) -> int:
     try:
         _save(model, pictures, target)
-    except OSError as error:
+    except Exception as error:
+        if not (isinstance(error, OSError) or no_memory(error)):
+            raise
         print(error, file=sys.stderr)
         return os.EX_TEMPFAIL
     return 0

@@ -120,6 +120,10 @@ class Journal:
         """When the last entry was appended, in seconds since 1970."""
         return self.file.stat().st_mtime
 
+    def runs(self, process: Process) -> bool:
+        """Whether a process still runs; of one on another machine only what it wrote in the last day tells."""
+        return process.alive() if process.here else time.time() - self.written() < 86_400
+
     def sent(self) -> Sent:
         """How far the sender got."""
         try:

@@ -25,6 +25,7 @@ EXCLUDED = (":(exclude)results", ":(exclude)dvc.lock", ":(exclude).dvc")
 # Whatever a user's own settings say, `git apply` is to read it.
 _DIFF = (
     *("diff", "--binary", "--full-index", "--no-renames", "--no-color", "--no-ext-diff", "--no-textconv"),
+    *("--unified=3", "--no-relative", "--submodule=short"),
     *("--src-prefix=a/", "--dst-prefix=b/", "HEAD", "--", ".", *EXCLUDED),
 )
 

@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from onecycle import experiments, params, paths, restoring
+from onecycle import experiments, params, paths, provenance, restoring
 from onecycle.errors import UserError
 from onecycle.git_command import git_says
 from onecycle.revisions import REFERENCE, WORKSPACE, Place
-from onecycle.tracking import context, source, yaml_values
+from onecycle.tracking import context, registry, source, yaml_values
 from onecycle.tracking.collect import STAGES, Findings, collect
 from onecycle.tracking.errors import DeletedRowError, StoreError
 from onecycle.tracking.execution import Execution, Process
@@ -26,7 +26,7 @@ from onecycle.tracking.filling import log, model_read_by
 from onecycle.tracking.freshness import parse_lock, read_lock, recorded_params
 from onecycle.tracking.journal import Journal, root
 from onecycle.tracking.sender import send
-from onecycle.tracking.store import EXPERIMENT_PREFIX, connect
+from onecycle.tracking.store import EXPERIMENT_PREFIX, Store, connect
 
 NOBODY = Process(platform.node(), 0, 0.0)
 """Stands for the processes of an execution that is long over."""
@@ -76,16 +76,22 @@ def _add(past: Past, cache: Path) -> str:
         lock = past.place.read(paths.DVC_LOCK) or b""
         digest = hashlib.sha256(lock).hexdigest() if lock else ""
         row = hashlib.sha256(f"{past.place.name} {digest}".encode()).hexdigest()[:32]
-        same = {source.LOCK_TAG: digest, **({"dvc.exp_name": past.experiment} if past.experiment else {})}
+        same = {source.LOCK_TAG: digest, **({"dvc.baseline": past.made_from} if past.experiment else {})}
         store = connect(EXPERIMENT_PREFIX + values["data.dataset"])
         try:
-            if store.find(row) or (digest and store.has(same)):
+            if store.find(row) or (digest and store.has(same)) or (not digest and _has_model(store, past.place)):
                 return "is there"
         except DeletedRowError:
             return "was deleted"
         journal = _journal(past, row, values, lock, found)
     send(journal, wait=60)
     return "added"
+
+
+def _has_model(store: Store, place: Place) -> bool:
+    """Whether the store knows the model of a run without a dvc.lock: then the row that made it is there, too."""
+    md5 = provenance.recorded(place).model
+    return md5 is not None and registry.find(store.client, store.name, md5) is not None
 
 
 def _journal(past: Past, row: str, values: dict[str, str], lock: bytes, found: dict[str, Findings]) -> Journal:
@@ -125,8 +131,9 @@ def _tags(past: Past, values: dict[str, str]) -> dict[str, str]:
         changed = context.changed_between(past.made_from, past.place.commit)
         overrides = context.overrides(values, past.made_from) if paths.PARAMS.name in changed else ""
         tags |= {"dvc.exp_name": past.experiment, "dvc.baseline": past.made_from, "params.changed": overrides}
-        tags |= {"git.dirty": str(bool(changed)).lower(), "git.changed": ", ".join(changed[:20])}
-    return tags
+        return tags | {"git.dirty": str(bool(changed)).lower(), "git.changed": ", ".join(changed[:20])}
+    trained = provenance.environment(past.place, None, {})
+    return tags | provenance.tags(trained) | {"params.changed": context.overrides(values, past.made_from)}
 
 
 # ------------------------------------------------------------------------------------------------ what git knows
@@ -140,9 +147,11 @@ def _experiments() -> Iterator[Past]:
 def _references() -> Iterator[Past]:
     """Folders below results/reference that hold a run: its params and what it measured."""
     for file in sorted(REFERENCE.rglob(paths.PARAMS.name)):
+        place = Place(str(file.parent.relative_to(REFERENCE)), None, file.parent)
         commit, _, seconds = git_says("log", "-1", "--format=%H %ct", "--", str(file.parent)).partition(" ")
         if commit:
-            yield Past(Place(str(file.parent.relative_to(REFERENCE)), None, file.parent), commit, int(seconds) * 1000)
+            made_from = provenance.environment(place, None, {}).commit or commit
+            yield Past(place, made_from, int(seconds) * 1000)
 
 
 def _workspace() -> Iterator[Past]:

@@ -18,7 +18,6 @@ from onecycle.tracking.collect import STAGES
 from onecycle.tracking.describe import description
 from onecycle.tracking.ending import cut_short, left_by, left_undone, temporary
 from onecycle.tracking.errors import DeletedRowError, StoreError
-from onecycle.tracking.execution import Process
 from onecycle.tracking.filling import fill_in
 from onecycle.tracking.freshness import parse_lock
 from onecycle.tracking.git import final_lock
@@ -60,7 +59,7 @@ class Relay:
     def over(self) -> bool:
         """Whether nothing will be appended any more."""
         execution = self.summary.execution
-        return self.summary.running is None and not (execution and self._alive(execution.process))
+        return self.summary.running is None and not (execution and self.journal.runs(execution.process))
 
     @property
     def done(self) -> bool:
@@ -84,7 +83,7 @@ class Relay:
 
     def _killed(self) -> bool:
         """Whether the stage that has the row open, for all that was read, has ended."""
-        return self.summary.running is not None and not self._alive(self.summary.running[1])
+        return self.summary.running is not None and not self.journal.runs(self.summary.running[1])
 
     def note(self, system: SystemMetrics) -> None:
         """While a stage runs, add how busy the machine is, by seconds since the row began."""
@@ -113,7 +112,7 @@ class Relay:
             return True
         gone = execution.experiment and not workspace.exists()
         seen = self._watched or gone  # else others may have been at work there since
-        ours = seen or temporary(workspace)
+        ours = gone or temporary(workspace) or (seen and not self._later(workspace / paths.DVC_LOCK))
         if not (ours or left_by(lock, summary.stages, summary.params, self._copies())):
             return True
         undone = left_undone(lock, workspace, summary.stages, summary.params) if seen else []
@@ -127,7 +126,7 @@ class Relay:
             file = self.journal.keep_content(source.LOCK.name, lock.encode())
             self.journal.append("artifact", stage="", file=file, folder=source.FOLDER)
             self.journal.append("tags", stage="", values=source.lock_tags(lock.encode()))
-        if cut:
+        if cut is not False:  # also where an experiment's worker was killed: DVC has made no commit of it
             self.journal.append("undone", stage="", stages=undone)
             self.journal.append("tags", stage="", values={"error": f"dvc ended before it ran {', '.join(undone)}"})
         self.read()
@@ -178,6 +177,10 @@ class Relay:
             pass
         self._model_recorded = True
 
+    def _later(self, lock: Path) -> bool:
+        """Whether a dvc.lock was written after the command's last stage had ended: by DVC, or by the next command."""
+        return lock.exists() and self.summary.ended is not None and lock.stat().st_mtime * 1000 > self.summary.ended
+
     def _copies(self) -> Iterator[tuple[str, Path]]:
         """(stage, copy) of what stages wrote, as it was at their end; of the report's page a row has one of its own."""
         for entry, _ in self.journal.entries():
@@ -226,9 +229,6 @@ class Relay:
     def _acknowledge(self, **changes: str | int | None) -> None:
         self._sent = replace(self._sent, **changes)  # type: ignore[arg-type]
         self.journal.acknowledge(self._sent)
-
-    def _alive(self, process: Process) -> bool:
-        return process.alive() if process.here else time.time() - self.journal.written() < 86_400
 
 
 def _stages(summary: Summary) -> str:

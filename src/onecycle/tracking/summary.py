@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from onecycle.tracking.errors import StoreError
 from onecycle.tracking.execution import Execution, Process
 from onecycle.tracking.journal import Entry, Journal
 
@@ -58,8 +59,18 @@ class Summary:
 
     @classmethod
     def of(cls, journal: Journal) -> Summary:
-        """The summary of all of a journal."""
-        return cls().add(entry for entry, _ in journal.entries())
+        """The summary of all of a journal.
+
+        Raises:
+            StoreError: another version wrote it, or it is damaged.
+        """
+        try:
+            return cls().add(entry for entry, _ in journal.entries())
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(
+                f"{journal.folder} cannot be read ({error!r}): another version wrote it, or it is damaged; remove it, "
+                "or `onecycle sync` with the version that wrote it"
+            ) from None
 
     def add(self, entries: Iterable[Entry]) -> Summary:
         """Take in more entries; returns itself."""

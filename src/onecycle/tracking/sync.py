@@ -24,12 +24,19 @@ def sync() -> Iterator[str]:
     sweep()
     journals = all_journals()
     troubles: list[str] = []
+    unreadable: list[str] = []
     away: set[str] = set()
     for journal in journals:
-        if _looked_after(journal):
+        try:
+            summary = Summary.of(journal)
+        except StoreError as error:
+            unreadable.append(str(error))
+            yield f"{journal.folder.name}: not sent"
+            continue
+        if _looked_after(journal, summary):
             yield f"{journal.folder.name}: still running, sent as it goes"
             continue
-        experiment = Summary.of(journal).params.get("data.dataset")
+        experiment = summary.params.get("data.dataset")
         if experiment not in away:  # a store that is away is waited for once, and one that is deleted stops no other
             try:
                 send(journal, wait=PATIENCE_SECONDS)
@@ -39,8 +46,10 @@ def sync() -> Iterator[str]:
                     away.add(experiment)
         yield f"{journal.folder.name}: {'not sent yet' if journal.unsent() else 'sent'}"
     if troubles:
-        trouble = "; ".join(dict.fromkeys(troubles))
+        trouble = "; ".join(dict.fromkeys([*unreadable, *troubles]))
         raise UserError(f"{trouble}; nothing is lost, run `onecycle sync` again when the store is back")
+    if unreadable:
+        raise UserError("; ".join(unreadable))
     if not journals:
         yield "nothing to send"
 
@@ -54,7 +63,7 @@ def _there(dataset: str) -> bool:
     return True
 
 
-def _looked_after(journal: Journal) -> bool:
+def _looked_after(journal: Journal, summary: Summary) -> bool:
     """Whether its execution is running and has a sender."""
-    execution, sender = Summary.of(journal).execution, journal.sent().sender
-    return bool(execution and execution.process.alive() and sender and sender.alive())
+    execution, sender = summary.execution, journal.sent().sender
+    return bool(execution and journal.runs(execution.process) and sender and journal.runs(sender))

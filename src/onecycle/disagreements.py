@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onecycle import data, paths
-from onecycle.compare import Comparison, Side, sentence
+from onecycle.compare import Comparison, sentence
+from onecycle.differences import Side
 from onecycle.errors import UserError
 from onecycle.report.galleries import png_uri
 from onecycle.report.html import asset, template

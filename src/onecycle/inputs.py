@@ -1,0 +1,66 @@
+"""What dvc.yaml says a stage reads of params.yaml and of code, and whether that is still so when the stage ends.
+
+DVC records the values and files that are there at a stage's end. Edited while it ran, they would be recorded as what
+made its results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onecycle import paths
+from onecycle.errors import UserError
+from onecycle.params import flatten, load
+from onecycle.tracking.freshness import md5, parse_graph
+from onecycle.tracking.yaml_values import spelled
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Of one stage, as they were when it began."""
+
+    stage: str
+    params: Mapping[str, str]
+    """Dotted key → value as YAML spells it."""
+    code: Mapping[str, str]
+    """Path → MD5."""
+
+    @classmethod
+    def of(cls, stage: str) -> Inputs:
+        """As they are now. Raises `UserError` where dvc.yaml or params.yaml cannot be read."""
+        entry = _entry(stage)
+        values = flatten(load(paths.PARAMS)) if paths.PARAMS.exists() else {}
+        wanted = tuple(name for name in entry.get("params", ()) if isinstance(name, str))
+        read = {key: spelled(value) for key, value in values.items() if _within(key, wanted)}
+        files = (Path(dep) for dep in entry.get("deps", ()) if isinstance(dep, str) and dep.endswith(".py"))
+        return cls(stage, read, {file.as_posix(): md5(file) for file in files if file.is_file()})
+
+    def check_unchanged(self) -> None:
+        """Raises `UserError` where they are others now."""
+        now = Inputs.of(self.stage)
+        edited = [
+            f"{key} in {paths.PARAMS} is {now.params[key]} and was {value}"
+            for key, value in self.params.items()
+            if now.params.get(key, value) != value
+        ]
+        edited += [f"{file} is another" for file, before in self.code.items() if now.code.get(file) != before]
+        if edited:
+            again = " and goes on from its checkpoint" if self.stage == "train" else ""
+            raise UserError(
+                f"edited while {self.stage} ran: {'; '.join(edited)}; DVC would record that as what made its results. "
+                f"Put it back and run `dvc repro`, which keeps what is done{again}, or run it as it is now"
+            )
+
+
+def _within(key: str, wanted: tuple[str, ...]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in wanted)
+
+
+def _entry(stage: str) -> Mapping[str, Any]:
+    try:
+        return parse_graph(paths.DVC_YAML.read_bytes()).get(stage, {}) if paths.DVC_YAML.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{paths.DVC_YAML}: {error}") from None

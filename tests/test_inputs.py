@@ -1,0 +1,71 @@
+"""What is edited while a stage runs: DVC would record it as what made the results, so the stage refuses to end well."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import REPO, command, set_params
+from tracked_workspace import Workspace, finish, wait_for
+
+from onecycle import paths
+
+EDIT = "from pathlib import Path; p = Path('{file}'); p.write_text(p.read_text().replace('{old}', '{new}'))"
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Iterator[Workspace]:
+    """A workspace with the pipeline's dvc.yaml and the code that `stats` depends on."""
+    code = Workspace(tmp_path / "work")
+    shutil.copy(REPO / "dvc.yaml", code.root)
+    for name in ("src/onecycle/png.py", "stages/stats.py"):
+        code.write(name, (REPO / name).read_text(encoding="utf-8"))
+    yield code
+    code.close()
+
+
+@pytest.mark.parametrize(
+    ("stage", "edit", "words"),
+    [
+        (
+            "lr_range",
+            {"file": "params.yaml", "old": "batch_size: 512", "new": "batch_size: 256"},
+            "edited while lr_range ran: batch_size in params.yaml is 256 and was 512; DVC would record that",
+        ),
+        (
+            "stats",
+            {"file": "src/onecycle/png.py", "old": "import", "new": "import os, "},
+            "edited while stats ran: src/onecycle/png.py is another; DVC would record that",
+        ),
+        ("stats", {"file": "params.yaml", "old": "batch_size: 512", "new": "batch_size: 256"}, ""),
+        ("lr_range", {"file": "params.yaml", "old": "floor: 0.9 ", "new": "floor: 0.8 "}, ""),
+    ],
+    ids=["a param", "code", "a param of others", "a knob of no stage"],
+)
+def test_what_a_stage_reads_stays_as_it_was(code: Workspace, stage: str, edit: dict[str, str], words: str) -> None:
+    process = code.stage(stage, EDIT.format(**edit), ONECYCLE_TRACKING="journal")
+    said = finish(process, code=2 if words else 0)
+    assert words in said and "Traceback" not in said
+    [close] = [entry for entry in code.entries() if entry["event"] == "close"]
+    assert close["status"] == ("FAILED" if words else "FINISHED")
+
+
+def test_a_training_that_is_done_waits_for_its_params_to_come_back(workspace: Path) -> None:
+    """Put back, it has nothing left to train."""
+    set_params(workspace, {"epochs": 40, "runtime.checkpoint_seconds": 0.05})
+    train = [sys.executable, "-m", "stages.train"]
+    with subprocess.Popen(train, cwd=workspace, stderr=subprocess.PIPE, text=True) as stage:
+        wait_for(lambda: stage.poll() is not None or list((workspace / ".state/train").glob("*/step-*.ckpt")))
+        set_params(workspace, {"epochs": 41})
+        _, said = stage.communicate(timeout=300)
+    assert stage.returncode == 2
+    assert "error: edited while train ran: epochs in params.yaml is 41 and was 40; " in said
+    set_params(workspace, {"epochs": 40})
+    again = command(workspace, "python", "-m", "stages.train")
+    assert "train: resuming after step 360 of 360" in again.stdout
+    assert json.loads((workspace / paths.TRAIN_METRICS).read_text(encoding="utf-8"))["epochs"] == 40
