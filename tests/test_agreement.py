@@ -180,6 +180,14 @@ def test_a_gpu_may_differ_from_itself_unless_its_kernels_repeat() -> None:
     assert surroundings.noise(cpu, cpu, {"train.deterministic": "false"}) == []
 
 
+def test_what_a_kept_stage_ran_with_is_not_in_the_row_of_later_ones() -> None:
+    tags = {"dvc.stages": "download cached, train cached, evaluate ran", "device": "cpu, bfloat16"}
+    [unknown] = surroundings.elsewhere(["train", "evaluate"], tags)
+    assert str(unknown) == "what train ran with is in another row, here known"
+    assert judged((unknown,), accuracy=0.904, train="x").verdict == "equal within"
+    assert surroundings.elsewhere(["evaluate"], tags) == surroundings.elsewhere(["train"], {}) == []
+
+
 @pytest.mark.parametrize("path", ["../outside", "/outside", "results/../../outside"])
 def test_a_lock_that_leads_out_of_the_workspace_is_refused(tmp_path: Path, path: str) -> None:
     place = Place("theirs", None, tmp_path)

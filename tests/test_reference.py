@@ -83,7 +83,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def row(seed: int, epochs: int = 2) -> None:
+def row(seed: int, epochs: int = 2, evaluated: bool = True) -> None:
     """A row, still to be sent, whose training had two epochs, of which it saw `epochs`."""
     journal = Journal(root() / f"host-{seed}")
     process = {"host": "elsewhere", "pid": 1, "started": 0.0}
@@ -93,7 +93,10 @@ def row(seed: int, epochs: int = 2) -> None:
     for epoch in range(1, epochs + 1):
         journal.append("metrics", stage="train", values={"train/epoch_seconds": 90.25}, step=epoch)
     journal.append("metrics", stage="train", values={"train/epochs": 2.0}, step=None)
-    journal.append("model", stage="evaluate", model={"md5": f"model-{seed}", "file": None, "pictures": None})
+    if evaluated:
+        journal.append("model", stage="evaluate", model={"md5": f"model-{seed}", "file": None, "pictures": None})
+    else:
+        journal.append("tags", stage="train", values={"train.model": f"model-{seed}"})
 
 
 def kept(folder: Path, name: str) -> dict[str, Any]:
@@ -268,14 +271,17 @@ def test_every_reader_of_results_finds_it(folder: Path, onecycle: Run) -> None:
     }
 
 
-def test_without_a_row_time_and_hardware_are_unknown_and_what_was_known_stays(folder: Path, onecycle: Run) -> None:
+@pytest.mark.parametrize("evaluated", [True, False], ids=["one row", "trained and evaluated in two"])
+def test_without_a_row_time_and_hardware_are_unknown_and_what_was_known_stays(
+    folder: Path, onecycle: Run, evaluated: bool
+) -> None:
     row(0, epochs=1)  # the rest of its training is in another row, perhaps of another machine
     _, said, _ = onecycle(folder, "record", "HEAD", "--recipe", "exercise")
     assert "time and hardware unknown: no row in MLflow has the whole of its training" in said
     environment = kept(folder, "exercise/seed-0/environment.json")
     assert environment.pop("versions") == {}
     assert set(environment.values()) == {None}
-    row(0)
+    row(0, evaluated=evaluated)
     onecycle(folder, "record", "HEAD", "--recipe", "exercise")
     assert kept(folder, "exercise/seed-0/environment.json")["training_seconds"] == 180.5
     shutil.rmtree(folder / ".state")

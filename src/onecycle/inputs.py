@@ -6,16 +6,15 @@ made its results.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from onecycle import paths
 from onecycle.errors import UserError
-from onecycle.params import flatten, load
 from onecycle.tracking.freshness import md5, parse_graph
-from onecycle.tracking.yaml_values import spelled
+from onecycle.tracking.yaml_values import flat, load, same, spelled
 
 
 @dataclass(frozen=True)
@@ -23,18 +22,18 @@ class Inputs:
     """Of one stage, as they were when it began."""
 
     stage: str
-    params: Mapping[str, str]
-    """Dotted key → value as YAML spells it."""
+    params: Mapping[str, Any]
+    """Dotted key → value."""
     code: Mapping[str, str]
     """Path → MD5."""
 
     @classmethod
     def of(cls, stage: str) -> Inputs:
         """As they are now. Raises `UserError` where dvc.yaml or params.yaml cannot be read."""
-        entry = _entry(stage)
-        values = flatten(load(paths.PARAMS)) if paths.PARAMS.exists() else {}
+        entry = _read(paths.DVC_YAML, parse_graph).get(stage, {})
+        values = _read(paths.PARAMS, lambda content: flat(load(content)))
         wanted = tuple(name for name in entry.get("params", ()) if isinstance(name, str))
-        read = {key: spelled(value) for key, value in values.items() if _within(key, wanted)}
+        read = {key: value for key, value in values.items() if _within(key, wanted)}
         files = (Path(dep) for dep in entry.get("deps", ()) if isinstance(dep, str) and dep.endswith(".py"))
         return cls(stage, read, {file.as_posix(): md5(file) for file in files if file.is_file()})
 
@@ -42,9 +41,9 @@ class Inputs:
         """Raises `UserError` where they are others now."""
         now = Inputs.of(self.stage)
         edited = [
-            f"{key} in {paths.PARAMS} is {now.params[key]} and was {value}"
+            f"{key} in {paths.PARAMS} is {spelled(now.params.get(key, 'absent'))} and was {spelled(value)}"
             for key, value in self.params.items()
-            if now.params.get(key, value) != value
+            if not same(now.params.get(key, "absent"), value)
         ]
         edited += [f"{file} is another" for file, before in self.code.items() if now.code.get(file) != before]
         if edited:
@@ -59,8 +58,8 @@ def _within(key: str, wanted: tuple[str, ...]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in wanted)
 
 
-def _entry(stage: str) -> Mapping[str, Any]:
+def _read(file: Path, parsed: Callable[[bytes], Mapping[str, Any]]) -> Mapping[str, Any]:
     try:
-        return parse_graph(paths.DVC_YAML.read_bytes()).get(stage, {}) if paths.DVC_YAML.exists() else {}
+        return parsed(file.read_bytes()) if file.exists() else {}
     except ValueError as error:
-        raise UserError(f"{paths.DVC_YAML}: {error}") from None
+        raise UserError(f"{file}: {error}") from None

@@ -18,6 +18,9 @@ LogMetrics = Callable[[Mapping[str, float], int], None]
 SPARED_SECONDS = 5.0
 """What a crash may cost a device that trains an epoch in less: taking its state would cost it that much each time."""
 
+LAST_SECONDS = 0.1
+"""How much later than those that load images this process may get a signal that is for all."""
+
 
 def train_to_end(
     training: Run,
@@ -69,11 +72,13 @@ def train_to_end(
                     saved = time.monotonic()
                 request.obey()
         except RuntimeError as error:
-            if request.signal_number is None or "DataLoader worker" not in str(error):
+            if "DataLoader worker" not in str(error):
                 raise
-            save(
-                training.snapshot()
-            )  # the signal was for all processes, and ended those that load before the next step
+            time.sleep(LAST_SECONDS)
+            if request.signal_number is None:
+                raise
+            if "exited unexpectedly" in str(error):  # between two steps; else anywhere, and the last state counts
+                save(training.snapshot())
     request.obey()
     began.check_unchanged()  # DVC would take none of it: the state is all that is left
 

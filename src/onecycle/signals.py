@@ -41,10 +41,16 @@ def raise_stopped() -> None:
     """From now on a signal to end raises `Stopped` where the process stands."""
 
     def stop(number: int, _frame: FrameType | None) -> NoReturn:
+        _let_children_end()
         raise Stopped(number)
 
     for number in ENDING:
         signal.signal(number, stop)
+
+
+def _let_children_end() -> None:
+    """A signal to all processes ends those that load images, too, for which torch would raise wherever this one is."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 @dataclass
@@ -65,6 +71,7 @@ def deferred() -> Iterator[Request]:
     request = Request()
 
     def note(number: int, _frame: FrameType | None) -> None:
+        _let_children_end()
         request.signal_number = number
 
     before = {number: signal.signal(number, note) for number in ENDING}

@@ -92,6 +92,7 @@ def _in(tree: Worktree, record: Record, options: Options, attempt: str, limits: 
     _furnish(tree, record, options, files)
     recorded = agreement.figures(record.place)  # before the hours in which the workspace may get another run's
     ran = _run(tree, stages, options, python, f"{record.row.run_id if record.row else record.commit} {attempt}")
+    causes += surroundings.elsewhere(ran, record.tags)
     notes = _sent()
     if not_made:
         notes.append(f"the run did not make what {', '.join(not_made)} would, so that is not compared")

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,6 +80,13 @@ def noise(recorded: Mapping[str, str], now: Mapping[str, str], params: Mapping[s
     """What may give other figures where nothing differs: kernels of the recorded GPU, unless they were to repeat."""
     same_gpu = recorded.get("device") == now["device"] and not now["device"].startswith("cpu")
     return [KERNELS] if same_gpu and not yaml_values.same(params.get("train.deterministic"), True) else []
+
+
+def elsewhere(ran: Sequence[str], recorded: Mapping[str, str]) -> list[Difference]:
+    """Of the stages that ran again, those whose results DVC had kept when the row was made, which is not of them."""
+    told = recorded.get("dvc.stages", "").split(", ")
+    kept = [stage for stage in ran if f"{stage} cached" in told]
+    return [Difference(f"what {' and '.join(kept)} ran with", "is in another row", "known")] if kept else []
 
 
 def interpreter(worktree: Path, digest: str) -> Path:

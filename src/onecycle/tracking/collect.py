@@ -26,6 +26,8 @@ class Findings:
     dataset: dict[str, str] | None = None
     model: tuple[Path, Path] | None = None
     """The model's file, and one that holds pictures to show what it takes."""
+    trained: Path | None = None
+    """The file of the model that was trained, which may be evaluated in another execution."""
 
     def __bool__(self) -> bool:
         """Whether there is anything."""
@@ -39,6 +41,8 @@ def collect(stage: str, root: Path = Path()) -> Findings:
     if findings.model:
         model, pictures = (root / file for file in findings.model)
         findings.model = (model, pictures) if model.is_file() and pictures.is_file() else None
+    if findings.trained:
+        findings.trained = root / findings.trained if (root / findings.trained).is_file() else None
     return findings
 
 
@@ -104,6 +108,7 @@ def _train(root: Path) -> Findings:
             paths.MODEL_SUMMARY,
             paths.AUGMENTED_PNG,
         ),
+        trained=paths.MODEL,
     )
 
 

@@ -12,6 +12,9 @@ from onecycle.tracking.collect import Findings, collect
 from onecycle.tracking.freshness import Lock, fresh, read_lock
 from onecycle.tracking.journal import Journal
 
+TRAINED_TAG = "train.model"
+"""Of a row: the MD5 of the model that its training made."""
+
 
 def log(
     journal: Journal,
@@ -35,6 +38,8 @@ def log(
         journal.append("artifact", stage=stage, file=journal.keep(path), folder=folder)
     if findings.dataset:
         journal.append("dataset", stage=stage, dataset=findings.dataset)
+    if findings.trained:
+        journal.append("tags", stage=stage, values={TRAINED_TAG: _md5(findings.trained)})
     _log_model(journal, stage, findings.model, model_md5)
 
 
@@ -42,12 +47,16 @@ def _log_model(journal: Journal, stage: str, model: tuple[Path, Path] | None, ex
     """Add the model, or only its name when it is not there, or another is there."""
     md5, file, pictures = expected, None, None
     if model:
-        with model[0].open("rb") as stream:
-            found = hashlib.file_digest(stream, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
+        found = _md5(model[0])
         if expected in (None, found):
             md5, file, pictures = found, *map(journal.keep, model)
     if md5:
         journal.append("model", stage=stage, model={"md5": md5, "file": file, "pictures": pictures})
+
+
+def _md5(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
 
 
 def fill_in(journal: Journal, stages: Iterable[str], params: Mapping[str, str], root: Path = Path()) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from onecycle.tracking.errors import guarded
+from onecycle.tracking.filling import TRAINED_TAG
 from onecycle.tracking.journal import all_journals
 from onecycle.tracking.registry import MD5_TAG, VERSION_TAG
 from onecycle.tracking.store import all_runs, connect, experiments, missing_file
@@ -48,8 +49,10 @@ def _in_journals() -> dict[str, Training]:
             for entry, _ in journal.entries()
             if entry["event"] == "metrics" and EPOCH_SECONDS in entry["values"]
         }
-        if summary.model and _whole(epochs, summary.metrics):
-            found[summary.model.md5] = Training(sum(epochs.values()), summary.tags)
+        evaluated = summary.model.md5 if summary.model else None
+        md5 = summary.tags.get(TRAINED_TAG, evaluated)
+        if md5 and _whole(epochs, summary.metrics):
+            found[md5] = Training(sum(epochs.values()), summary.tags)
     return found
 
 
@@ -69,7 +72,7 @@ def _of(store: Store) -> dict[str, Training]:
         trained = all_runs(store.client, [store.experiment_id], f"metrics.`{EPOCH_SECONDS}` > 0")
         found: dict[str, Training] = {}
         for run in trained:
-            md5 = models.get(run.data.tags.get(VERSION_TAG, ""))
+            md5 = run.data.tags.get(TRAINED_TAG) or models.get(run.data.tags.get(VERSION_TAG, ""))
             epochs = {
                 point.step: point.value for point in store.client.get_metric_history(run.info.run_id, EPOCH_SECONDS)
             }
