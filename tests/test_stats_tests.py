@@ -142,7 +142,16 @@ def test_a_few_other_seeds_tell_how_far_a_single_run_deviates(
         assert estimated([0.93], [0.94], Deviation(0.003, 2)) == pytest.approx((0.01, 0.003 * 2**0.5, 2))
 
 
-@pytest.mark.parametrize(("first", "second"), [([0.94], [0.93]), ([0.94] * 3, [0.93] * 3), ([0.94] * 3, [0.93])])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ([0.94], [0.93]),
+        ([0.94] * 3, [0.93] * 3),
+        ([0.94] * 3, [0.93]),
+        ([0.9328] * 3, [0.9117] * 3),
+        ([0.93] * 3, [0.94]),
+    ],
+)
 def test_runs_that_say_nothing_give_no_estimate(first: list[float], second: list[float]) -> None:
     assert runs_estimate(first, second) is None
 

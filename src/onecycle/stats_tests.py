@@ -170,7 +170,10 @@ def runs_estimate(first: Sequence[float], second: Sequence[float], alone: Deviat
 
 
 def _deviation(runs: Sequence[float]) -> Deviation | None:
-    return Deviation(float(np.std(runs, ddof=1)), len(runs) - 1) if len(runs) > 1 else None
+    if len(runs) < 2:
+        return None
+    equal = np.ptp(runs) == 0  # of equal numbers np.std gives the last bits of their mean
+    return Deviation(0.0 if equal else float(np.std(runs, ddof=1)), len(runs) - 1)
 
 
 def wilson(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
