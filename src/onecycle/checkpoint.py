@@ -104,14 +104,11 @@ class Checkpoints:
         A signal to end comes too late: without its state an interrupted run would begin anew.
         """
         with signals.deferred():
-            self._clear()
-
-    def _clear(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
-        for path in self._all.glob("*/identity.json"):
-            with suppress(Timeout, FileNotFoundError), _lock(path.parent).acquire(timeout=0):  # not what goes on now
-                if time.time() - path.parent.stat().st_mtime > ABANDONED_DAYS * 86_400:
-                    shutil.rmtree(path.parent, ignore_errors=True)
+            shutil.rmtree(self._folder, ignore_errors=True)
+            for path in self._all.glob("*/identity.json"):
+                with suppress(Timeout, FileNotFoundError), _lock(path.parent).acquire(timeout=0):  # none that goes on
+                    if time.time() - path.parent.stat().st_mtime > ABANDONED_DAYS * 86_400:
+                        shutil.rmtree(path.parent, ignore_errors=True)
 
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob("step-*.ckpt"))

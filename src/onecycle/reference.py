@@ -117,12 +117,13 @@ def _seed(results: Results) -> int:
 
 
 def _check_fits(results: Results, target: Path) -> None:
-    for recipe, places in recipes().items():
+    known = recipes()
+    for recipe, places in known.items():
         kept = read(places[0])
         same = kept.digest == results.digest and not recipe_differing(kept.params, results.params)
         if same and recipe != target.parent.name:
             raise UserError(f"{results.name} is of a recipe that is kept as {recipe}; give `--recipe {recipe}`")
-    for place in recipes().get(target.parent.name, ()):
+    for place in known.get(target.parent.name, ()):
         kept = read(place)
         changed = recipe_differing(kept.params, results.params)
         if changed:

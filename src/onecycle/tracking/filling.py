@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterable, Mapping
-from functools import partial
 from pathlib import Path
 
 from onecycle import paths
 from onecycle.tracking.collect import Findings, collect
-from onecycle.tracking.freshness import Lock, fresh, read_lock
+from onecycle.tracking.freshness import Lock, fresh, md5, read_lock
 from onecycle.tracking.journal import Journal
 
 TRAINED_TAG = "train.model"
@@ -39,24 +37,19 @@ def log(
     if findings.dataset:
         journal.append("dataset", stage=stage, dataset=findings.dataset)
     if findings.trained:
-        journal.append("tags", stage=stage, values={TRAINED_TAG: _md5(findings.trained)})
+        journal.append("tags", stage=stage, values={TRAINED_TAG: md5(findings.trained)})
     _log_model(journal, stage, findings.model, model_md5)
 
 
 def _log_model(journal: Journal, stage: str, model: tuple[Path, Path] | None, expected: str | None) -> None:
     """Add the model, or only its name when it is not there, or another is there."""
-    md5, file, pictures = expected, None, None
+    name, file, pictures = expected, None, None
     if model:
-        found = _md5(model[0])
+        found = md5(model[0])
         if expected in (None, found):
-            md5, file, pictures = found, *map(journal.keep, model)
-    if md5:
-        journal.append("model", stage=stage, model={"md5": md5, "file": file, "pictures": pictures})
-
-
-def _md5(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
+            name, file, pictures = found, *map(journal.keep, model)
+    if name:
+        journal.append("model", stage=stage, model={"md5": name, "file": file, "pictures": pictures})
 
 
 def fill_in(journal: Journal, stages: Iterable[str], params: Mapping[str, str], root: Path = Path()) -> None:

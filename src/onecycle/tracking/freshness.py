@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,4 +146,5 @@ def _unchanged(recorded: Mapping[str, Any], root: Path) -> bool:
 
 def md5(path: Path) -> str:
     """A file's MD5 in hex, as dvc.lock has it."""
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
