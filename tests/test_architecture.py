@@ -16,10 +16,11 @@ SOURCES = sorted(Path("src/onecycle").rglob("*.py"))
 STAGES = sorted(path for path in Path("stages").glob("*.py") if path.stem != "__init__")
 
 EDGES = {
-    "onecycle": "holds nothing",
+    "onecycle": "sets a limit to threads, of which each row tells the number",
     "onecycle.actions": "what a command does",
     "onecycle.checkpoint": "keeps state, changes none",
     "onecycle.cli": "the command line",
+    "onecycle.cpu_quota": "how many threads a container may use",
     "onecycle.errors": "what a user is told",
     "onecycle.inputs": "whether DVC will record what a stage ran with",
     "onecycle.params": "DVC tracks its values one by one",

@@ -1,0 +1,29 @@
+"""How many processors a container leaves its processes: `docker run --cpus`, Kubernetes' limits."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+"""Of cgroup v2, as a container sees it: microseconds of processor time in each period, and the period; or "max"."""
+
+
+def processors() -> int | None:
+    """The whole processors that the quota is worth, one at least; None where there is no quota."""
+    try:
+        quota, period = CPU_MAX.read_text(encoding="ascii").split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):
+        return None
+
+
+def limit_threads() -> None:
+    """Have libraries start no more threads than that, unless OMP_NUM_THREADS says how many.
+
+    They count the machine's cores, and with a thread for each of 64, on two processors, most only wait.
+    """
+    allowed = processors()
+    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if allowed is not None and allowed < seen:
+        os.environ.setdefault("OMP_NUM_THREADS", str(allowed))
