@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +61,7 @@ def test_every_part_is_timed_and_the_rest_follows(
 
 ABOUT = {
     "device": "cpu",
+    "kind": "cpu",
     "threads": 2,
     "images": "50,000 images of cifar10",
     "epoch_images": 44_544,
@@ -166,27 +166,7 @@ def test_data_of_other_params_are_refused(
         images(small_params(batch_size=289, **{"data.limit": None}))
 
 
-class Answering:
-    """What the processes of these tests build."""
-
-    def __init__(self, word: str) -> None:
-        if word == "bad":
-            raise UserError("a bad word")
-        if word == "end":
-            self.end()
-        self._word = word
-
-    def who(self) -> tuple[int, str]:
-        return os.getpid(), self._word
-
-    def end(self) -> None:
-        os._exit(7)
-
-    def sleep(self) -> None:
-        time.sleep(3600)
-
-
-HERE = f"{__name__}:Answering"
+ANSWERING = "answering:Answering"
 
 
 def assert_gone(pid: int) -> None:
@@ -196,7 +176,7 @@ def assert_gone(pid: int) -> None:
 
 def test_each_worker_is_a_process_of_its_own() -> None:
     """So the engine's allocator setting does not reach the student."""
-    with Worker(HERE) as one, Worker(HERE) as other:
+    with Worker(ANSWERING) as one, Worker(ANSWERING) as other:
         one.build("one")
         other.build("other")
         (first, word), (second, other_word) = one.ask("who"), other.ask("who")
@@ -209,14 +189,14 @@ def test_each_worker_is_a_process_of_its_own() -> None:
 
 
 def test_a_worker_that_ends_while_it_builds_is_told(tmp_path: Path) -> None:
-    with Worker(HERE) as ending:
+    with Worker(ANSWERING) as ending:
         ending.build("end")
         with pytest.raises(UserError, match=r"ended by itself \(exit code 7\)"):
             ending.ask("who")
 
 
 def test_a_worker_ends_with_the_benchmark() -> None:
-    with pytest.raises(KeyboardInterrupt), Worker(HERE) as busy:
+    with pytest.raises(KeyboardInterrupt), Worker(ANSWERING) as busy:
         busy.build("one")
         pid, _ = busy.ask("who")
         busy._send(("sleep", ()))
@@ -225,7 +205,7 @@ def test_a_worker_ends_with_the_benchmark() -> None:
 
 
 def test_what_a_worker_refuses_is_told_here() -> None:
-    with Worker(HERE) as refusing:
+    with Worker(ANSWERING) as refusing:
         refusing.build("bad")
         with pytest.raises(UserError, match=r"^a bad word$"):
             refusing.ask("mapped")

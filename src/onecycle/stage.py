@@ -25,6 +25,8 @@ CRASHED = 70
 
 BATCHES = {"lr_range": "batch_size", "train": "batch_size", "evaluate": "evaluate.batch_size"}
 """The param that decides how much memory a stage takes."""
+LOADING = ("lr_range", "train")
+"""Stages that may start loader processes."""
 
 
 def run(name: str, body: Callable[[Params, Row], None]) -> NoReturn:
@@ -36,11 +38,20 @@ def run(name: str, body: Callable[[Params, Row], None]) -> NoReturn:
         from onecycle.inputs import Inputs
 
         began = Inputs.of(name)
+        if name in LOADING:
+            start_loaders_loaded()
         with tracking.join(name, params) as row, _explained(name, params):
             body(params, row)
             began.check_unchanged()
 
     exit_with(joined)
+
+
+def start_loaders_loaded() -> None:
+    """Have loader processes that come from a server, as under CUDA, find there what each would import for seconds."""
+    import multiprocessing
+
+    multiprocessing.set_forkserver_preload(["onecycle.loader", "albumentations"])
 
 
 def exit_with(body: Callable[[], int | None]) -> NoReturn:
@@ -59,6 +70,8 @@ def exit_with(body: Callable[[], int | None]) -> NoReturn:
             sys.exit(128 + signal.SIGPIPE)
         if isinstance(error, OSError) and _no_room(error):
             _refuse(f"no room left to write {error.filename or 'a file'}; free some and run again")
+        if isinstance(error, OSError) and error.errno == errno.ENOLCK:
+            _refuse("this file system grants no locks; put the workspace on a local disk, or mount it with locks")
         traceback.print_exc()
         raise SystemExit(CRASHED) from error
     sys.exit(code or 0)
@@ -67,8 +80,8 @@ def exit_with(body: Callable[[], int | None]) -> NoReturn:
 def _nobody_reads() -> bool:
     """Whether it is stdout's pipe that broke, as by `… | head`; then nothing more is written to it."""
     stdout = select.poll()
-    stdout.register(sys.stdout, 0)  # tells of errors alone, which a pipe without a reader has
-    if not stdout.poll(0):
+    stdout.register(sys.stdout, select.POLLOUT)
+    if not any(event & ~select.POLLOUT for _, event in stdout.poll(0)):  # an error, as a pipe without a reader has
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return True
@@ -90,11 +103,15 @@ def _explained(name: str, params: Params) -> Iterator[None]:
     except Exception as error:
         if _no_loader(error):
             raise UserError(
-                f"{name}: a loader process ended for want of memory: {str(error).splitlines()[0]}; set runtime.workers "
-                "lower (0: none), or give the container more shared memory"
+                f"{name}: a loader process ended, most likely for want of memory: {str(error).splitlines()[0]}; set "
+                "runtime.workers lower (0: none), or give the container more shared memory"
             ) from error
         if no_memory(error):
             raise UserError(_more_memory(name, params, error)) from error
+        if "no kernel image" in str(error):
+            raise UserError(
+                f"{name}: this torch has no code for this GPU, too old or too new for it; set train.device to cpu"
+            ) from error
         if _no_compiler(error):
             raise UserError(
                 f"{name} cannot compile the network: {str(error).splitlines()[0]}; torch.compile needs a C++ compiler "
@@ -124,7 +141,8 @@ def no_memory(error: Exception) -> bool:
         "bad_alloc",
         "could not create a primitive",  # oneDNN's words for it
         "could not create a memory",
-        "ALLOC_FAILED",
+        "ALLOC_FAILED",  # cuBLAS; cuDNN says ALLOCATION_FAILED
+        "ALLOCATION_FAILED",
         "Insufficient memory",
         "Cannot allocate memory",
     )
@@ -132,14 +150,22 @@ def no_memory(error: Exception) -> bool:
 
 
 def _no_loader(error: Exception) -> bool:
-    """Whether a process that loads images was killed, or found /dev/shm full; torch tells it in words."""
-    signs = ("Bus error", "out of shared memory", "killed by signal: Killed")
-    return "DataLoader worker" in str(error) and any(sign in str(error) for sign in signs)
+    """Whether a process that loads images was killed, or found /dev/shm full; torch tells it in words.
+
+    Of one that was not forked off this process it knows no more than that it is gone.
+    """
+    whose = ("DataLoader worker", "Pin memory thread")
+    signs = ("Bus error", "out of shared memory", "killed by signal: Killed", "exited unexpectedly")
+    return any(one in str(error) for one in whose) and any(sign in str(error) for sign in signs)
 
 
 def _no_compiler(error: Exception) -> bool:
-    """Whether torch.compile found no compiler, or that one no `Python.h`; Triton and Inductor tell it in words."""
-    return any(sign in str(error) for sign in ("Failed to find C compiler", "No working C++ compiler", "Python.h"))
+    """Whether torch.compile found no compiler, or that one no `Python.h`; Triton and Inductor tell it in words.
+
+    Of what its own driver needs compiled, cuda_utils, Triton tells no more than that the command failed.
+    """
+    signs = ("Failed to find C compiler", "No working C++ compiler", "Python.h", "cuda_utils")
+    return any(sign in str(error) for sign in signs)
 
 
 def _no_room(error: OSError) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import CalledProcessError
 
 import pytest
 import torch
@@ -63,9 +65,27 @@ def handlers() -> Iterator[None]:
         (
             "lr_range",
             RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's "),
-            "lr_range: a loader process ended for want of memory: DataLoader worker (pid 7) is killed by signal: Bus "
-            "error. It is possible that dataloader's ; set runtime.workers lower (0: none), or give the container more "
-            "shared memory",
+            "lr_range: a loader process ended, most likely for want of memory: DataLoader worker (pid 7) is killed by "
+            "signal: Bus error. It is possible that dataloader's ; set runtime.workers lower (0: none), or give the "
+            "container more shared memory",
+        ),
+        (
+            "train",
+            RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+            "train ran out of memory with batch_size 512; free some and run again to go on from the last checkpoint, "
+            "or set batch_size to 256",
+        ),
+        (
+            "train",
+            RuntimeError("CUDA error: no kernel image is available for execution on the device\nSearch for"),
+            "train: this torch has no code for this GPU, too old or too new for it; set train.device to cpu",
+        ),
+        (
+            "train",
+            CalledProcessError(1, ["gcc", "driver.c", "-o", "cuda_utils.so"]),
+            "train cannot compile the network: Command '['gcc', 'driver.c', '-o', 'cuda_utils.so']' returned non-zero "
+            "exit status 1.; torch.compile needs a C++ compiler and Python's headers (g++ and python3-dev): install "
+            "them, or set train.compile to false",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) and value.isidentifier() else "",
@@ -93,6 +113,7 @@ def test_09_each_stage_names_its_knob(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and needs a limit on memory that holds")
 def test_09_training_that_gets_no_more_keeps_its_checkpoint(workspace: Path, tmp_path: Path) -> None:
     """Really, from the first step on. Without runtime.allocator, blocks over 32 MiB go back to the system each time."""
     knobs = {"batch_size": 256, "model.width": 16, "runtime.allocator": False, "runtime.checkpoint_seconds": 0.001}

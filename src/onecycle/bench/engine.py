@@ -58,7 +58,8 @@ class Engine:
         device, batch = prepared.compute.device, params.batch_size
         prefetched = 2 * worker_count(params.runtime.workers, device) if name == "albumentations" else 0
         self._tasks["input", name] = Task(batch, _reading(prepared.loader, device, prefetched))
-        example = next(prepared.loader.endless())
+        pixels, labels = prepared.loader.blank()  # an epoch's would start loader processes amid the capture of a graph
+        example = torch.randint_like(pixels, 256), labels
         for compute in computes:
             run = _run(replace(prepared, compute=compute), params)
             names = _names(compute)

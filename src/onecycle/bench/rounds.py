@@ -92,7 +92,7 @@ def document(
     backend = about["chosen"][0]
     ours = next(each for each in training if tuple(each[name] for name in ("backend", *ARITHMETIC)) == about["chosen"])
     reading = next(each["images_per_second"] for each in inputs if each["backend"] == backend)
-    student = figure(STUDENT, "fp32")
+    student = figure(STUDENT, None if about["kind"] == "cuda" else "fp32")  # there torch's default is TF32
     return {
         "device": about["device"],
         "threads": about["threads"],
@@ -137,7 +137,7 @@ def page(document: Mapping[str, Any]) -> Page:
         *(_row(f"input, {each['backend']}", each) for each in document["input"]),
         *(_row(f"forward + backward, {_arithmetic(each)}", each) for each in document["forward_backward"]),
         *(_row(f"end to end, {_arithmetic(each)}, {each['backend']}", each) for each in document["training"]),
-        _row("student's loop, fp32", document["student"]),
+        _row("student's loop", document["student"]),
     ]
     peaks = (
         f"{each['precision']} {_short(each['flop_per_second'])}FLOP/s ({each['of']})"

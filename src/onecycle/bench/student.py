@@ -1,7 +1,8 @@
 """The loop a student writes for this exercise, which `onecycle bench` compares with. Nothing in it is tuned.
 
-fp32, PyTorch's default layout and allocator, albumentations image by image in a DataLoader, Adam with OneCycleLR, the
-loss read at every step. Loader processes only where there is CUDA, as course notebooks have it.
+fp32, with PyTorch's default of TF32 in a GPU's convolutions, its default layout and allocator, albumentations image by
+image in a DataLoader, Adam with OneCycleLR, the loss read at every step. Loader processes only where there is CUDA, as
+course notebooks have it.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from onecycle.errors import UserError
+from onecycle.stage import start_loaders_loaded
 
 PATIENCE_SECONDS = 10
 
@@ -74,6 +75,7 @@ class Worker:
 
 def _answer(pipe: Connection, kind: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both processes; the one that asks ends this one
+    start_loaders_loaded()
     build = resolve_name(kind)
     try:
         built = build(*pipe.recv())
