@@ -30,8 +30,8 @@ ARTIFACTS = {
 
 def statuses(workspace: Path, names: set[str]) -> dict[str, str]:
     """Status of each experiment: queued, running, success, failed or missing."""
-    said = command(workspace, "dvc", "exp", "show", "--json", "--all-commits", check=False)
-    table = json.loads(said.stdout or "[]")  # DVC fails while it clears away what an experiment has left
+    said = command(workspace, "timeout", "300", "dvc", "exp", "show", "--json", "--all-commits", check=False)
+    table = json.loads(said.stdout or "[]")  # DVC fails or hangs while it clears away what an experiment has left
     found = {
         experiment["revs"][0].get("name"): (experiment.get("executor") or {}).get("state") or "success"
         for revision in table

@@ -87,6 +87,13 @@ def test_a_slow_git_hides_no_experiment(repo: Path, monkeypatch: pytest.MonkeyPa
     assert git("rev-parse", "HEAD") == ""
 
 
+def test_a_dvc_that_does_not_answer_is_not_waited_for_for_ever(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does where it reads a blob of git that is being cleared away; `Watch` asks again."""
+    monkeypatch.setattr(experiments, "SECONDS", 0.05)
+    with pytest.raises(UserError, match=r"^`dvc exp show` fails: no answer in 0\.05 s$"):
+        experiments.tasks("HEAD")
+
+
 def test_seeds_that_wait_or_run_are_taken_and_failed_ones_are_not(repo: Path) -> None:
     made = [add_experiment(repo, f"task-{seed}", seed=seed) for seed in (1, 2, 3)]
     for name in command(repo, "git", "for-each-ref", "--format=%(refname)", "refs/exps").stdout.split():

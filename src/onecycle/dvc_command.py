@@ -10,6 +10,9 @@ from tempfile import TemporaryFile
 
 from onecycle import signals
 
+UNANSWERED = 124
+"""The exit code that stands for none, as `timeout` has it."""
+
 
 def environment() -> dict[str, str]:
     """What a `dvc` started from here gets, whether the virtual environment is activated or not."""
@@ -17,8 +20,8 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PATH": os.pathsep.join((binaries, os.environ.get("PATH", "")))}
 
 
-def dvc(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `dvc` to its end, here or in `folder`, and return what it said.
+def dvc(*arguments: str, folder: Path | None = None, seconds: float | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `dvc` to its end, here or in `folder`, and return what it said; of one that only asks, for `seconds` at most.
 
     It has a session of its own and a signal waits until it is done: killed while it puts an experiment into the queue,
     DVC leaves the changes of the workspace in a git stash. Files take what it says, since the worker that
@@ -26,18 +29,23 @@ def dvc(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProc
     """
     command = [sys.executable, "-m", "dvc", *arguments]
     with TemporaryFile("w+") as out, TemporaryFile("w+") as error, signals.deferred() as request:
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=error,
-            start_new_session=True,
-        )
+        try:
+            code = subprocess.run(
+                command,
+                cwd=folder,
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=error,
+                start_new_session=True,
+                timeout=seconds,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = UNANSWERED
+            error.write(f"ERROR: no answer in {seconds:g} s\n")
         out.seek(0)
         error.seek(0)
-        said = subprocess.CompletedProcess(command, done.returncode, out.read(), error.read())
+        said = subprocess.CompletedProcess(command, code, out.read(), error.read())
     request.obey()
     return said
 

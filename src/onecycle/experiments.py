@@ -44,6 +44,8 @@ class Task:
     """What that process says."""
 
 
+SECONDS = 300.0
+"""The longest that DVC may take to tell of them; where it reads git's blobs, it may wait for ever (pygit2's BlobIO)."""
 LISTING = ("for-each-ref", "--format=%(objectname) %(committerdate:unix) %(refname)", "refs/exps")
 """What git is asked for the finished ones."""
 
@@ -68,7 +70,7 @@ def tasks(baseline: str) -> list[Task]:
     Raises:
         UserError: DVC does not tell.
     """
-    said = dvc("exp", "show", "--json", "--rev", baseline)
+    said = dvc("exp", "show", "--json", "--rev", baseline, seconds=SECONDS)
     try:
         table = json.loads(said.stdout)
     except ValueError:
