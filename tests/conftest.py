@@ -24,6 +24,7 @@ import pytest
 import torch
 from filelock import FileLock
 from ruamel.yaml import YAML
+from tracked_workspace import forget_stores
 
 from onecycle import download
 from onecycle.cli import main
@@ -158,13 +159,19 @@ def workspace(pipeline: Path, tmp_path: Path) -> Path:
     return target
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the shared run first: while one worker makes it, the other starts from the second half."""
+    items.sort(key=lambda item: "pipeline" not in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture
 def onecycle(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """`onecycle(folder, "gate", …)`: the command in this process; exit code, stdout, stderr."""
+    """`onecycle(folder, "gate", …)`: the command in this process, a second or ten less; exit code, stdout, stderr."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 
     def run(folder: Path, *arguments: str) -> tuple[int, str, str]:
         monkeypatch.chdir(folder)
+        forget_stores()
         with pytest.raises(SystemExit) as ended:
             main(arguments)
         code = ended.value.code
@@ -172,5 +179,6 @@ def onecycle(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
         return (code, *capsys.readouterr())
 
     yield run
+    forget_stores()
     for number, handler in before.items():
         signal.signal(number, handler)

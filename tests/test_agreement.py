@@ -85,7 +85,7 @@ def test_a_metric_that_only_one_of_them_has_is_no_agreement() -> None:
 
 def test_what_came_of_it_is_valid_json() -> None:
     """Also where a tensor has another shape, and its difference is infinite."""
-    record = Record(Place("HEAD", "c0ffee", None), "c0ffee", b"", b"", {}, None)
+    record = Record(Place("HEAD", "c0ffee", None), "c0ffee", b"", b"", {}, {}, None)
     found = replace(judged(train="x"), weights=agreement.Weights(3, 1, math.inf, "a"))
     said = json.dumps(page.document(Reproduction(record, found, STAGES, STAGES)), allow_nan=False)
     assert json.loads(said)["weights"] == {"tensors": 3, "differing": 1, "largest": None, "where": "a"}
@@ -139,7 +139,7 @@ def test_what_cannot_be_read_is_told_beside_the_rest(tmp_path: Path) -> None:
     (tmp_path / paths.TRAIN_METRICS).parent.mkdir(parents=True)
     (tmp_path / paths.TRAIN_METRICS).write_text('{"train_loss": 0.', encoding="utf-8")
     (tmp_path / paths.PREDICTIONS).write_bytes(b"PAR1")
-    found = agreement.figures(Place("one", None, tmp_path))
+    found = agreement.measured(Place("one", None, tmp_path))
     assert found.metrics["evaluate.wrong"] == 600 and found.results is None
     assert [note.partition(" of one")[0] for note in found.notes] == [
         "no metrics of train are compared: results/train/metrics.json",
@@ -150,7 +150,7 @@ def test_what_cannot_be_read_is_told_beside_the_rest(tmp_path: Path) -> None:
 def test_predictions_and_metrics_image_by_image(tmp_path: Path) -> None:
     for name, wrong in (("then", errors(600, 0)), ("now", errors(600, 3))):
         write_run(tmp_path / name, wrong)
-    then, now, none = (agreement.figures(Place(name, None, tmp_path / name)) for name in ("then", "now", "none"))
+    then, now, none = (agreement.measured(Place(name, None, tmp_path / name)) for name in ("then", "now", "none"))
     found = agreement.predictions(then, now)
     assert found is not None
     assert found.images == 10_000

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import command
+from conftest import Run, command
 from crafted_run import CLASSES, LABELS, commit, errors, repository, set_params, write_run
 from scipy.stats import t as student
 
@@ -241,13 +241,14 @@ def test_a_pipe_gets_whole_lines(capsys: pytest.CaptureFixture[str], monkeypatch
     assert capsys.readouterr().out.count(long) == 2
 
 
-def test_the_command(runs: Path) -> None:
-    """As a user calls it: exit 0 whatever the verdict, a comparison for each run after the first."""
-    done = command(runs, "onecycle", "compare", "first", "second", "equal", "--json")
-    assert [document["verdict"] for document in json.loads(done.stdout)] == ["worse", "no evidence"]
-    alone = command(runs, "onecycle", "compare", "first", check=False)
-    assert (alone.returncode, alone.stdout) == (2, "")
-    assert alone.stderr == "error: compare takes two runs or more; try `onecycle compare HEAD workspace`\n"
+def test_the_command(runs: Path, onecycle: Run) -> None:
+    """Exit 0 whatever the verdict, a comparison for each run after the first."""
+    code, output, _ = onecycle(runs, "compare", "first", "second", "equal", "--json")
+    assert code == 0
+    assert [document["verdict"] for document in json.loads(output)] == ["worse", "no evidence"]
+    code, output, said = onecycle(runs, "compare", "first")
+    assert (code, output) == (2, "")
+    assert said == "error: compare takes two runs or more; try `onecycle compare HEAD workspace`\n"
 
 
 def experiment(folder: Path, baseline: str, name: str, target: str) -> None:

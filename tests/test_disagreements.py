@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import command
+from conftest import Run
 from crafted_run import CLASSES, LABELS, set_params, write_run
 from PIL import Image
 from test_report import Page
@@ -101,9 +101,9 @@ def test_two_equal_runs_have_a_page_too(sides: tuple[Results, Results]) -> None:
     assert Page(html).all("img") == [] and "None." in Page(html).text
 
 
-def test_the_command(folder: Path) -> None:
-    done = command(folder, "onecycle", "compare", "first", "second", "--json", "--pictures", "page.html")
-    assert done.stdout.startswith("[") and "page.html: " in done.stderr
+def test_the_command(folder: Path, onecycle: Run) -> None:
+    code, output, said = onecycle(folder, "compare", "first", "second", "--json", "--pictures", "page.html")
+    assert code == 0 and output.startswith("[") and "page.html: " in said
     assert (folder / "page.html").read_text(encoding="utf-8").endswith("</html>")
 
 

@@ -365,9 +365,9 @@ def test_busy_server_is_asked_again_after_a_pause(tmp_path: Path, serve: Serve, 
 def test_offline_is_said_in_one_sentence_with_what_to_do(
     tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    busy = serve(unavailable)  # first, or it might get the port of the other
     with socket.create_server(("127.0.0.1", 0)) as closed:
         dead = f"http://127.0.0.1:{closed.getsockname()[1]}/archive.tar.gz"
-    busy = serve(unavailable)
 
     with pytest.raises(UserError) as refusal:
         cifar10("", tmp_path, sources=(dead, busy.url), md5=MD5, patience=HURRIED)

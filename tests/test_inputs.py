@@ -20,10 +20,10 @@ EDIT = "from pathlib import Path; p = Path('{file}'); p.write_text(p.read_text()
 
 @pytest.fixture
 def code(tmp_path: Path) -> Iterator[Workspace]:
-    """A workspace with the pipeline's dvc.yaml and the code that `stats` depends on."""
+    """A workspace with the pipeline's dvc.yaml and code that `stats` and `report` depend on."""
     code = Workspace(tmp_path / "work")
     shutil.copy(REPO / "dvc.yaml", code.root)
-    for name in ("src/onecycle/png.py", "stages/stats.py"):
+    for name in ("src/onecycle/png.py", "src/onecycle/report/words.py", "stages/stats.py"):
         code.write(name, (REPO / name).read_text(encoding="utf-8"))
     yield code
     code.close()
@@ -42,10 +42,15 @@ def code(tmp_path: Path) -> Iterator[Workspace]:
             {"file": "src/onecycle/png.py", "old": "import", "new": "import os, "},
             "edited while stats ran: src/onecycle/png.py is another; DVC would record that",
         ),
+        (
+            "report",
+            {"file": "src/onecycle/report/words.py", "old": "import", "new": "import os, "},
+            "edited while report ran: src/onecycle/report/words.py is another; DVC would record that",
+        ),
         ("stats", {"file": "params.yaml", "old": "batch_size: 512", "new": "batch_size: 256"}, ""),
         ("lr_range", {"file": "params.yaml", "old": "floor: 0.9 ", "new": "floor: 0.8 "}, ""),
     ],
-    ids=["a param", "code", "a param of others", "a knob of no stage"],
+    ids=["a param", "code", "code in a folder", "a param of others", "a knob of no stage"],
 )
 def test_what_a_stage_reads_stays_as_it_was(code: Workspace, stage: str, edit: dict[str, str], words: str) -> None:
     process = code.stage(stage, EDIT.format(**edit), ONECYCLE_TRACKING="journal")
@@ -57,15 +62,15 @@ def test_what_a_stage_reads_stays_as_it_was(code: Workspace, stage: str, edit: d
 
 def test_a_training_that_is_done_waits_for_its_params_to_come_back(workspace: Path) -> None:
     """Put back, it has nothing left to train."""
-    set_params(workspace, {"epochs": 40, "runtime.checkpoint_seconds": 0.05})
+    set_params(workspace, {"epochs": 12, "runtime.checkpoint_seconds": 0.05})
     train = [sys.executable, "-m", "stages.train"]
     with subprocess.Popen(train, cwd=workspace, stderr=subprocess.PIPE, text=True) as stage:
         wait_for(lambda: stage.poll() is not None or list((workspace / ".state/train").glob("*/step-*.ckpt")))
-        set_params(workspace, {"epochs": 41})
+        set_params(workspace, {"epochs": 13})
         _, said = stage.communicate(timeout=300)
     assert stage.returncode == 2
-    assert "error: edited while train ran: epochs in params.yaml is 41 and was 40; " in said
-    set_params(workspace, {"epochs": 40})
+    assert "error: edited while train ran: epochs in params.yaml is 13 and was 12; " in said
+    set_params(workspace, {"epochs": 12})
     again = command(workspace, "python", "-m", "stages.train")
-    assert "train: resuming after step 360 of 360" in again.stdout
-    assert json.loads((workspace / paths.TRAIN_METRICS).read_text(encoding="utf-8"))["epochs"] == 40
+    assert "train: resuming after step 108 of 108" in again.stdout
+    assert json.loads((workspace / paths.TRAIN_METRICS).read_text(encoding="utf-8"))["epochs"] == 12

@@ -11,7 +11,7 @@ import yaml
 from conftest import Run, command
 from crafted_run import repository
 
-from onecycle.lock_check import disagreements
+from onecycle.lock_check import mismatches
 
 PIPELINE = {
     "stages": {
@@ -65,7 +65,7 @@ def write(folder: Path, name: str, tree: dict[str, Any]) -> None:
 
 def found(wrong: bool) -> list[str]:
     """The sentences of one kind; there must be none of the other."""
-    every = list(disagreements())
+    every = list(mismatches())
     assert all(one.wrong is wrong for one in every), every
     return [one.sentence.removesuffix(f"; {REPRO}") for one in every]
 
@@ -170,6 +170,14 @@ def test_a_lock_that_was_merged_from_two_runs(clone: Path) -> None:
     assert found(wrong=True) == ["use: dvc.lock has another data.txt here than where make wrote it"]
 
 
+def test_a_name_in_a_lock_steers_neither_terminal_nor_workflow(clone: Path, onecycle: Run) -> None:
+    lock = yaml.safe_load((clone / "dvc.lock").read_text(encoding="utf-8"))
+    lock["stages"]["use"]["outs"].append({"path": "a\n::error::b\x1b[31m", "md5": "0" * 32})
+    write(clone, "dvc.lock", lock)
+    code, output, _ = onecycle(clone, "check-lock")
+    assert (code, output.count("\n")) == (1, 1) and "a?::error::b?[31m is among its outs in dvc.lock" in output
+
+
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
@@ -192,6 +200,6 @@ def test_what_cannot_be_checked(clone: Path, onecycle: Run, name: str, content: 
 
 
 def test_it_loads_neither_torch_nor_mlflow(clone: Path) -> None:
-    code = "import sys; from onecycle.lock_check import disagreements as d; list(d()); print(*sys.modules)"
+    code = "import sys; from onecycle.lock_check import mismatches as d; list(d()); print(*sys.modules)"
     loaded = set(command(clone, "python", "-c", code).stdout.split())
     assert "dvc.repo" in loaded and not {"torch", "mlflow", "pandas"} & loaded

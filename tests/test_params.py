@@ -13,9 +13,9 @@ import pytest
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
+from onecycle import yaml_values
 from onecycle.errors import UserError
 from onecycle.params import Params, flatten, load, parse
-from onecycle.tracking import yaml_values
 
 UNLISTED = ("gate.", "runtime.")
 """Sections no stage lists: the gate judges results, and runtime cannot change one."""

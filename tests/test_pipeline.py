@@ -50,19 +50,56 @@ sys.meta_path.insert(0, Refuse())
 """
 
 
-def test_forced_again_the_lock_is_the_same_to_the_byte(workspace: Path, tmp_path: Path) -> None:
-    """No timing, host, run id or path in anything that DVC hashes; and training repeats to the bit.
+NOTE_WHAT_IS_READ = """
+import atexit, json, os, sys
+from onecycle import params
 
-    With rows kept in the journal, all of it goes without MLflow.
+load, plain = params.load, params.Section.__getattribute__
+prefixes, read = {}, set()
+
+def loaded(path):
+    tree = load(path)
+    prefixes.update({id(value): f"{name}." for name, value in tree if isinstance(value, params.Section)})
+    prefixes[id(tree)] = ""
+    read.clear()  # its own checks do not count
+    return tree
+
+def noted(section, name):
+    value = plain(section, name)
+    if id(section) in prefixes and name in type(section).model_fields and not isinstance(value, params.Section):
+        read.add(prefixes[id(section)] + name)  # a model file has a section, too, which is not that of params.yaml
+    return value
+
+params.load, params.Section.__getattribute__ = loaded, noted
+atexit.register(lambda: open(os.path.join(os.environ["READ"], sys.orig_argv[-1]), "w").write(json.dumps(sorted(read))))
+"""
+
+
+def test_forced_again_the_lock_is_the_same_and_dvc_tracks_every_knob_that_was_read(
+    workspace: Path, tmp_path: Path
+) -> None:
+    """To the byte: no timing, host, run id or path in anything that DVC hashes; and training repeats to the bit.
+
+    With rows kept in the journal, all of it goes without MLflow. Knobs of `runtime` change no result.
     """
-    (tmp_path / "sitecustomize.py").write_text(WITHOUT_MLFLOW, encoding="utf-8")
-    journal = {"ONECYCLE_TRACKING": "journal", "PYTHONPATH": str(tmp_path)}
+    read = tmp_path / "read"
+    read.mkdir()
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_MLFLOW + NOTE_WHAT_IS_READ, encoding="utf-8")
+    hooks = {"ONECYCLE_TRACKING": "journal", "PYTHONPATH": str(tmp_path), "READ": str(read)}
     before = (workspace / "dvc.lock").read_bytes()
     model = (workspace / paths.MODEL).read_bytes()
-    assert ran(command(workspace, "dvc", "repro", "--force", **journal).stdout) == STAGES
+    assert ran(command(workspace, "dvc", "repro", "--force", **hooks).stdout) == STAGES
     assert (workspace / "dvc.lock").read_bytes() == before
     assert (workspace / paths.MODEL).read_bytes() == model
     assert command(workspace, "git", "status", "--porcelain").stdout == ""
+
+    tracked = YAML(typ="safe").load(workspace / "dvc.yaml")["stages"]
+    knobs = {stage: set(json.loads((read / f"stages.{stage}").read_text(encoding="utf-8"))) for stage in STAGES}
+    for stage in STAGES:
+        covered = set(tracked[stage].get("params", [])) | {"runtime"}
+        assert {key for key in knobs[stage] if not {key, key.partition(".")[0]} & covered} == set()
+    assert {"seed", "epochs", "one_cycle.max_lr", "augment.pad", "runtime.workers"} <= knobs["train"]
+    assert {"evaluate.tta", "train.device"} <= knobs["evaluate"]
 
 
 @pytest.mark.parametrize(
@@ -107,46 +144,6 @@ def test_a_knob_reruns_exactly_what_reads_it(
     assert by_params == expected
 
 
-NOTE_WHAT_IS_READ = """
-import atexit, json, os
-from onecycle import params
-
-load, plain = params.load, params.Section.__getattribute__
-prefixes, read = {}, set()
-
-def loaded(path):
-    tree = load(path)
-    prefixes.update({id(value): f"{name}." for name, value in tree if isinstance(value, params.Section)})
-    prefixes[id(tree)] = ""
-    read.clear()  # its own checks do not count
-    return tree
-
-def noted(section, name):
-    value = plain(section, name)
-    if id(section) in prefixes and name in type(section).model_fields and not isinstance(value, params.Section):
-        read.add(prefixes[id(section)] + name)  # a model file has a section, too, which is not that of params.yaml
-    return value
-
-params.load, params.Section.__getattribute__ = loaded, noted
-atexit.register(lambda: open(os.environ["READ"], "w").write(json.dumps(sorted(read))))
-"""
-
-
-def test_dvc_tracks_every_knob_that_a_stage_reads(workspace: Path, tmp_path: Path) -> None:
-    """All but those of `runtime`, which change no result."""
-    (tmp_path / "sitecustomize.py").write_text(NOTE_WHAT_IS_READ, encoding="utf-8")
-    noting = {"PYTHONPATH": str(tmp_path), "READ": str(tmp_path / "read.json"), "ONECYCLE_TRACKING": "off"}
-    tracked = YAML(typ="safe").load(workspace / "dvc.yaml")["stages"]
-    read: dict[str, set[str]] = {}
-    for stage in STAGES:
-        command(workspace, "python", "-m", f"stages.{stage}", **noting)
-        read[stage] = set(json.loads((tmp_path / "read.json").read_text(encoding="utf-8")))
-        covered = set(tracked[stage].get("params", [])) | {"runtime"}
-        assert {key for key in read[stage] if not {key, key.partition(".")[0]} & covered} == set()
-    assert {"seed", "epochs", "one_cycle.max_lr", "augment.pad", "runtime.workers"} <= read["train"]
-    assert {"evaluate.tta", "train.device"} <= read["evaluate"]
-
-
 def test_refused_params_leave_every_output_in_place(workspace: Path) -> None:
     set_params(workspace, {"one_cycle.max_at_epoch": 30})
     done = command(workspace, "dvc", "repro", check=False)
@@ -182,7 +179,7 @@ def test_dvc_speaks_of_metrics_params_and_plots(workspace: Path) -> None:
 def test_an_experiment_is_one_row_and_leaves_the_workspace_alone(workspace: Path) -> None:
     from mlflow import MlflowClient
 
-    changes = ("-S", "epochs=2", "-S", "one_cycle.max_at_epoch=1", "-S", "batch_size=64")
+    changes = ("-S", "epochs=2", "-S", "evaluate.tta=mirror")
     command(workspace, "dvc", "exp", "run", "--temp", "--name", "quick", *changes)
     command(workspace, "onecycle", "sync")
     assert command(workspace, "git", "status", "--porcelain").stdout == ""
@@ -193,7 +190,7 @@ def test_an_experiment_is_one_row_and_leaves_the_workspace_alone(workspace: Path
     row = rows["quick"]
     assert len(rows) == 1
     assert row.info.status == "FINISHED"
-    assert (row.data.params["epochs"], row.data.params["batch_size"]) == ("2", "64")
+    assert (row.data.params["epochs"], row.data.params["evaluate.tta"]) == ("2", "mirror")
     assert {"stats/mean_red", "train/loss", "validation/accuracy", "test/accuracy"} <= set(row.data.metrics)
     found = {entry.path for entry in client.list_artifacts(row.info.run_id)}
     assert {"stats", "lr_range", "train", "evaluate", "report"} <= found

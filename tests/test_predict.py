@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import command
+from conftest import Run, command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
@@ -262,14 +262,14 @@ def test_a_name_steers_no_terminal() -> None:
     assert printable(Path("a\x1b[2Jb\udc80\n.png")) == "a?[2Jb??.png"
 
 
-def test_a_missing_model_says_how_to_get_one(tmp_path: Path) -> None:
+def test_a_missing_model_says_how_to_get_one(tmp_path: Path, onecycle: Run) -> None:
     (tmp_path / "a.png").write_bytes(PNG)
-    done = command(tmp_path, "onecycle", "predict", "a.png", check=False)
-    assert done.returncode == 2
-    assert done.stderr == "error: models/model.pt is missing; run `dvc repro train` or `dvc checkout`\n"
+    code, _, said = onecycle(tmp_path, "predict", "a.png")
+    assert code == 2
+    assert said == "error: models/model.pt is missing; run `dvc repro train` or `dvc checkout`\n"
 
 
-def test_what_is_no_model_is_refused_before_torch_is_asked(tmp_path: Path) -> None:
+def test_what_is_no_model_is_refused_before_torch_is_asked(tmp_path: Path, onecycle: Run) -> None:
     """Whose advice it is to trust the file."""
     (tmp_path / "a.png").write_bytes(PNG)
     (tmp_path / "text").write_text("seed: 0\n", encoding="utf-8")
@@ -278,10 +278,10 @@ def test_what_is_no_model_is_refused_before_torch_is_asked(tmp_path: Path) -> No
         ("longer", "longer is missing; give a file, or models:/name@alias"),
         (".", ". is no file; give a file, or models:/name@alias"),
     ):
-        done = command(tmp_path, "onecycle", "predict", "a.png", "--model", model, check=False)
-        assert (done.returncode, done.stderr) == (2, f"error: {sentence}\n")
-    unset = command(tmp_path, "onecycle", "predict", "", check=False)
-    assert unset.returncode == 2 and "must be a file or a folder, got nothing" in unset.stderr
+        code, _, said = onecycle(tmp_path, "predict", "a.png", "--model", model)
+        assert (code, said) == (2, f"error: {sentence}\n")
+    code, _, said = onecycle(tmp_path, "predict", "")
+    assert code == 2 and "must be a file or a folder, got nothing" in said
 
 
 def test_the_command_tells_what_it_can_and_names_what_it_cannot(pipeline: Path, tmp_path: Path) -> None:

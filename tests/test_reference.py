@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,11 +18,11 @@ from crafted_run import commit, edit_metrics, errors, repository, write_run
 from mlflow import MlflowClient
 from scipy.stats import t as student
 
-from onecycle import params, paths, readme, reference
+from onecycle import params, paths, provenance, readme, reference
+from onecycle.dvc_lock import read_lock
 from onecycle.executions import executions
 from onecycle.results import read_side
 from onecycle.revisions import find
-from onecycle.tracking.freshness import read_lock
 from onecycle.tracking.journal import Journal, root
 from onecycle.tracking.rebuild import _references
 
@@ -61,7 +63,7 @@ def made(folder: Path, seed: int = 0, wrong: int = 600, **values: Any) -> None:
     ):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text, encoding="utf-8")
-    outs = [{"path": path.as_posix(), "md5": md5((folder / path).read_bytes())} for path in reference.FILES]
+    outs = [{"path": path.as_posix(), "md5": md5((folder / path).read_bytes())} for path in provenance.KEPT]
     deps = [
         {"path": "models/model.pt", "md5": "-".join(map(str, ("model", seed, *values.values())))},
         {"path": "src/onecycle/training.py", "md5": "code"},
@@ -180,6 +182,32 @@ def test_a_recipe_is_kept_under_one_name(folder: Path, onecycle: Run) -> None:
     assert (code, said) == (2, "error: workspace is of a recipe that is kept as exercise; give `--recipe exercise`\n")
 
 
+def test_what_a_killed_record_leaves_is_no_run(folder: Path, onecycle: Run) -> None:
+    assert onecycle(folder, "record", "workspace", "--recipe", "exercise")[0] == 0
+    recipe = folder / "results/reference/exercise"
+    shutil.copytree(recipe / "seed-0", recipe / ".recording-abc" / "new")
+    found = executions()
+    assert [name for run in found.runs for name in run.names if ".recording" in name] == []
+    assert reference.recipes().keys() == {"exercise"} and len(reference.recipes()["exercise"]) == 1
+
+
+def test_asked_to_end_while_it_puts_a_run_into_place_it_does_so_first(
+    folder: Path, onecycle: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two renames, when neither the old nor the new run is in its place."""
+    assert onecycle(folder, "record", "workspace", "--recipe", "exercise")[0] == 0
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    assert onecycle(folder, "record", "workspace", "--recipe", "exercise")[0] == 128 + signal.SIGTERM
+    kept = folder / "results/reference/exercise"
+    assert [file.name for file in kept.iterdir()] == ["seed-0"] and (kept / "seed-0/params.yaml").exists()
+
+
 def test_a_state_folder_on_another_disk_costs_no_record(folder: Path, onecycle: Run) -> None:
     """As where `.state` is a link to a scratch disk."""
     if Path("/dev/shm").stat().st_dev == folder.stat().st_dev:
@@ -228,7 +256,7 @@ def test_what_is_kept_of_a_run(folder: Path, onecycle: Run) -> None:
     ]
     run = folder / "results/reference/exercise/seed-0"
     assert {file.relative_to(run).as_posix() for file in run.rglob("*") if file.is_file()} == KEPT
-    for path in reference.FILES:
+    for path in provenance.KEPT:
         assert (run / path.relative_to("results")).read_bytes() == (folder / path).read_bytes()
         assert (run / path.relative_to("results")).stat().st_size <= 65_536
     assert (run / "params.yaml").read_bytes() == (folder / "params.yaml").read_bytes()
@@ -258,9 +286,9 @@ def test_every_reader_of_results_finds_it(folder: Path, onecycle: Run) -> None:
         assert [run.params["seed"] for run in read_side(name)] == [0, 1, 2]
     found = executions()
     assert found.left_out == {}
-    [first] = [one for one in found.executions if "results/reference/exercise/seed-0" in one.names]
+    [first] = [one for one in found.runs if "results/reference/exercise/seed-0" in one.names]
     assert first.names == ("workspace", "HEAD", "results/reference/exercise/seed-0")
-    [second] = [one for one in found.executions if "results/reference/exercise/seed-1" in one.names]
+    [second] = [one for one in found.runs if "results/reference/exercise/seed-1" in one.names]
     assert (second.seconds, second.code) == (180.5, frozenset({("src/onecycle/training.py", "code")}))
     code, said, _ = onecycle(folder, "compare", "exercise", "longer", "--json")
     assert code == 0
@@ -353,7 +381,7 @@ def test_what_is_refused_leaves_what_is_there(folder: Path, onecycle: Run, chang
     code, _, said = onecycle(folder, "record", "workspace", "--recipe", "exercise")
     assert code == 2 and words in said, said
     assert {file: file.read_bytes() for file in (folder / "results/reference").rglob("*") if file.is_file()} == before
-    assert list((folder / ".state").glob("recording-*")) == []
+    assert list((folder / "results/reference").rglob(".recording-*")) == []
 
 
 def _edit_lock(folder: Path, **entries: Any) -> None:
@@ -531,14 +559,14 @@ def test_the_readme_here_says_what_is_recorded(monkeypatch: pytest.MonkeyPatch) 
 def test_a_real_run_by_its_row_and_from_the_workspace(pipeline: Path, tmp_path: Path, onecycle: Run) -> None:
     folder = tmp_path / "repo"
     shutil.copytree(pipeline, folder, symlinks=True)
-    command(folder, "onecycle", "sync", "--relocate")
+    assert onecycle(folder, "sync", "--relocate")[0] == 0
     [run] = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_runs(["1"])
-    said = command(folder, "onecycle", "record", run.info.run_id, "--recipe", "digits").stdout
+    said = onecycle(folder, "record", run.info.run_id, "--recipe", "digits")[1]
     assert re.search(r"trained in [\d.]+ s on .+, \d+ cores, float32", said), said
     target = folder / "results/reference/digits/seed-0"
     assert params.load(target / "params.yaml") == params.load(folder / "params.yaml")
     of_the_row = kept(folder, "digits/seed-0/hashes.json")["outputs"]
-    said = command(folder, "onecycle", "record", "HEAD", "--recipe", "digits").stdout  # the same run, by another name
+    said = onecycle(folder, "record", "HEAD", "--recipe", "digits")[1]  # the same run, by another name
     assert re.search(r"trained in [\d.]+ s on .+, \d+ cores, float32", said), said
     lock = {out["path"]: out["md5"] for stage in read_lock(folder).values() for out in stage["outs"]}
     of_the_lock = kept(folder, "digits/seed-0/hashes.json")["outputs"]

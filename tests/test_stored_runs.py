@@ -17,12 +17,11 @@ from conftest import Run, command
 from crafted_run import errors, repository, write_run
 from mlflow import MlflowClient
 
-from onecycle import paths
+from onecycle import paths, yaml_values
 from onecycle.errors import UserError
 from onecycle.params import flatten, load
 from onecycle.results import differing, read
 from onecycle.revisions import AbsentError, find
-from onecycle.tracking import yaml_values
 from onecycle.tracking.champion import promote
 from onecycle.tracking.collect import collect
 from onecycle.tracking.registry import MD5_TAG, VERSION_TAG
@@ -234,7 +233,7 @@ def test_a_candidate_without_a_version_is_refused_after_the_verdict(stored: Stor
     assert said.startswith("error: results/evaluate/metrics.json of equal is not what dvc.lock beside it records")
     (stored.folder / "equal" / paths.DVC_LOCK).write_text("stages: [train]\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"dvc\.lock of equal: holds no stages as DVC writes them"):
-        promote(find("equal"), "cifar10", CHAMPION, None)
+        read(find("equal"))
     assert stored.champion == "1" and stored.tags("2") == {}
 
 
@@ -249,11 +248,11 @@ def test_one_model_is_promoted_and_not_several(stored: Stored, onecycle: Run) ->
 
 def test_a_champion_that_changed_since_it_judged_is_not_replaced(stored: Stored) -> None:
     stored.client.set_registered_model_alias(MODEL, "champion", "1")
-    judged = find(CHAMPION)
+    judged = read(find(CHAMPION))
     stored.client.set_registered_model_alias(MODEL, "champion", "3")
     for before, words in ((judged, "version 1"), (None, "none")):
         with pytest.raises(UserError, match=f"{CHAMPION} was {words} when it judged .*, and is version 3 now; run the"):
-            promote(find(stored.runs["equal"]), "cifar10", CHAMPION, before)
+            promote(read(find(stored.runs["equal"])), CHAMPION, before)
     assert stored.champion == "3" and stored.tags("2") == {}
 
 

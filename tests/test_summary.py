@@ -66,8 +66,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / paths.EVALUATE_METRICS).write_text("{}", encoding="utf-8")
     command(folder, "git", "update-ref", f"refs/exps/{head[:2]}/{head[2:]}/broken", commit(folder, "damaged"))
     command(folder, "git", "checkout", "-q", "main")
-    write_run(folder / "results/reference/s5", errors(375, 300, 3000))
-    set_params(folder / "results/reference/s5", {"seed": 5, "optimizer.name": "sgd"})
+    write_run(folder / "results/reference/sgd/seed-5", errors(375, 300, 3000))
+    set_params(folder / "results/reference/sgd/seed-5", {"seed": 5, "optimizer.name": "sgd"})
     return folder
 
 
@@ -79,22 +79,22 @@ def found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Found:
 
 
 def test_executions_are_found_once_each(found: Found) -> None:
-    names = {run.names for run in found.executions}
+    names = {run.names for run in found.runs}
     assert names == {
         ("workspace", "HEAD"),
         ("main-seed-1",),
         ("main-seed-2",),
         ("short-seed-1",),
         ("short-seed-2",),
-        ("results/reference/s5",),
+        ("results/reference/sgd/seed-5",),
     }
     assert list(found.left_out) == ["broken"]
     assert found.left_out["broken"].startswith("results/evaluate/metrics.json of broken: accuracy is missing")
 
 
 def test_groups_and_their_figures(found: Found) -> None:
-    groups = summary.groups(found.executions)
-    assert [group.label for group in groups] == ["as workspace", "optimizer.name=sgd", "epochs=12"]
+    groups = summary.groups(found.runs)
+    assert [group.label for group in groups] == ["as workspace", "sgd", "epochs=12"]
     group = groups[0]
     values = [1 - wrong / 10_000 for wrong in WRONG.values()]
     accuracy = group.metrics["accuracy"]
@@ -120,7 +120,7 @@ def test_a_recipe_kept_as_a_reference_is_called_by_its_name(tmp_path: Path, monk
         set_params(folder / "results/reference" / name, {"seed": int(name[-1]), **params})
     commit(folder, "references")
     monkeypatch.chdir(folder)
-    groups = summary.groups(executions().executions)
+    groups = summary.groups(executions().runs)
     assert {(group.label, group.differs, len(group.runs)) for group in groups} == {
         ("as workspace", "", 2),
         ("sgd", "optimizer.name=sgd", 2),
@@ -134,7 +134,7 @@ def test_a_recipe_kept_as_a_reference_is_called_by_its_name(tmp_path: Path, monk
 
 
 def test_what_it_prints(found: Found) -> None:
-    groups = summary.groups(found.executions)
+    groups = summary.groups(found.runs)
     text = tables.markdown(summary.page(groups, found.left_out))
     assert "| as workspace | 3 | 93.86 ± 0.15 % | 93.48 to 94.24 % | 94.00 %, seed 0 | " in text
     assert "| main-seed-2 | as workspace | 2 | 93.70 % |" in text
@@ -159,7 +159,7 @@ def test_a_model_that_was_evaluated_again_is_one_run(
     commit(folder, "results")
     write_run(folder, errors(375, 238, 300), keep_params=True)
     monkeypatch.chdir(folder)
-    assert [run.names for run in executions().executions] == [("workspace", "HEAD")]
+    assert [run.names for run in executions().runs] == [("workspace", "HEAD")]
     code, _, said = onecycle(folder, "compare", "HEAD,workspace,HEAD", "HEAD")
     assert code == 2 and "HEAD and workspace are the same run; give runs with different seeds" in said
 
@@ -169,7 +169,7 @@ def test_an_interval_ends_where_its_metric_does(tmp_path: Path, monkeypatch: pyt
         write_run(tmp_path / f"results/reference/easy/seed-{seed}", np.arange(wrong))
         set_params(tmp_path / f"results/reference/easy/seed-{seed}", {"seed": seed})
     monkeypatch.chdir(tmp_path)
-    [group] = summary.groups(executions().executions)
+    [group] = summary.groups(executions().runs)
     means = group.metrics
     assert (means["accuracy"].value, means["accuracy"].high) == (pytest.approx(0.993), 1)
     assert (means["loss"].low, means["wrong"].low) == (0, 0)
@@ -181,6 +181,26 @@ def test_show_tells_what_an_experiment_changed(folder: Path, onecycle: Run) -> N
     for name, changed in (("short-seed-1", "-S seed=1 -S epochs=12"), ("HEAD", ""), ("workspace", "")):
         code, said, _ = onecycle(folder, "show", name, "--json")
         assert (code, json.loads(said)["changed"]) == (0, changed)
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "words"),
+    [
+        (paths.STATS_JSON, '{"mean": [1, 2]}', "what stats wrote is not as it writes it: "),
+        (paths.HISTORY, "train_loss,epoch\n1.5\n", "what train wrote is not as it writes it: "),
+    ],
+)
+def test_show_refuses_what_no_stage_writes(tmp_path: Path, onecycle: Run, path: Path, content: str, words: str) -> None:
+    (tmp_path / "run" / path).parent.mkdir(parents=True)
+    (tmp_path / "run" / path).write_text(content, encoding="utf-8")
+    code, output, said = onecycle(tmp_path, "show", "run")
+    assert (code, output) == (2, "") and said.startswith(f"error: run: its results cannot be read: {words}")
+
+
+def test_the_table_of_the_readme_has_no_picture(folder: Path, onecycle: Run) -> None:
+    code, output, said = onecycle(folder, "summary", "--readme", "--picture", "seeds.png")
+    assert (code, output) == (2, "") and said.endswith("run it without --picture\n")
+    assert not (folder / "seeds.png").exists()
 
 
 def test_times_come_from_rows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,10 +222,13 @@ def test_times_come_from_rows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
             journal.append("metrics", stage="train", values={"train/epoch_seconds": 20.5}, step=epoch)
         journal.append("metrics", stage="train", values={"train/epochs": 3.0}, step=None)
         journal.append("model", stage="evaluate", model={"md5": f"model-{seed}", "file": None, "pictures": None})
+    Journal(root() / "host-damaged").append("open", stage="train", what="another version wrote")
     try:
-        groups = summary.groups(executions().executions)
+        found = executions()
     finally:
         command(folder, "rm", "-r", ".state")
+    assert "times" not in found.left_out
+    groups = summary.groups(found.runs)
     assert groups[0].seconds == pytest.approx(61.5)
     assert {run.names[0]: run.seconds for run in groups[0].runs if run.seconds} == {"workspace": pytest.approx(61.5)}
     assert "| 61.5 s |" in tables.markdown(summary.page(groups, {}))
@@ -219,13 +242,13 @@ def test_a_time_that_only_the_reference_run_knows(tmp_path: Path, monkeypatch: p
     environment.write_text('{"training_seconds": 12.3}', encoding="utf-8")
     commit(folder, "results, kept as a reference")
     monkeypatch.chdir(folder)
-    (run,) = executions().executions
+    (run,) = executions().runs
     assert run.names == ("workspace", "HEAD", "results/reference/exercise/seed-0")
     assert run.seconds == 12.3
 
 
-def test_the_time_of_a_real_training(pipeline: Path) -> None:
-    document = json.loads(command(pipeline, "onecycle", "summary", "--json").stdout)
+def test_the_time_of_a_real_training(pipeline: Path, onecycle: Run) -> None:
+    document = json.loads(onecycle(pipeline, "summary", "--json")[1])
     assert document["left_out"] == {}
     [recipe] = document["recipes"]
     [run] = recipe["executions"]
@@ -245,13 +268,13 @@ def test_params_that_were_edited_since_are_told(folder: Path, monkeypatch: pytes
     finally:
         command(folder, "git", "checkout", "-q", "params.yaml")
     assert found.left_out["workspace"] == "params.yaml says seed: 8, its results are of 0; run `dvc repro`"
-    assert ("HEAD",) in {run.names for run in found.executions}
+    assert ("HEAD",) in {run.names for run in found.runs}
 
 
 def test_without_any_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no execution with results; run `dvc repro`"):
-        summary.groups(executions().executions)
+        summary.groups(executions().runs)
 
 
 def test_runs_that_do_not_differ_have_no_interval() -> None:
@@ -268,7 +291,7 @@ def test_times_in_words(seconds: float | None, words: str) -> None:
 
 
 def test_the_picture(found: Found, tmp_path: Path) -> None:
-    groups = summary.groups(found.executions)
+    groups = summary.groups(found.runs)
     figure = summary_figure(groups)
     [axes] = figure.axes
     dots = [line for line in axes.lines if line.get_marker() == "o"]
@@ -282,6 +305,6 @@ def test_the_picture(found: Found, tmp_path: Path) -> None:
             summary.write_picture(groups, tmp_path / name)
 
 
-def test_the_command(folder: Path) -> None:
-    done = command(folder, "onecycle", "summary", "--json")
-    assert json.loads(done.stdout)["recipes"][0]["recipe"] == "as workspace"
+def test_the_command(folder: Path, onecycle: Run) -> None:
+    code, output, _ = onecycle(folder, "summary", "--json")
+    assert code == 0 and json.loads(output)["recipes"][0]["recipe"] == "as workspace"

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import command, set_params
+from conftest import Run, command, set_params
 from mlflow import MlflowClient
 
 from onecycle import paths
-from onecycle.tracking.freshness import read_lock
+from onecycle.dvc_lock import read_lock
+
+Sync = Callable[[Path], list[str]]
 
 
 @pytest.fixture
@@ -33,9 +36,16 @@ def forget(workspace: Path, path: Path) -> None:
     (workspace / path).unlink(missing_ok=True)
 
 
-def sync(workspace: Path) -> list[str]:
-    """What `onecycle sync --from-git` says."""
-    return command(workspace, "onecycle", "sync", "--from-git").stdout.splitlines()
+@pytest.fixture
+def sync(onecycle: Run) -> Sync:
+    """`sync(workspace)`: what `onecycle sync --from-git` says."""
+
+    def said(workspace: Path) -> list[str]:
+        code, output, error = onecycle(workspace, "sync", "--from-git")
+        assert code == 0, error
+        return output.splitlines()
+
+    return said
 
 
 def rows(workspace: Path) -> list[Any]:
@@ -70,7 +80,7 @@ def experiment(workspace: Path, name: str, accuracy: float) -> str:
     return baseline
 
 
-def test_rows_come_back_for_the_workspace_experiments_and_references_and_only_once(bare: Path) -> None:
+def test_rows_come_back_for_the_workspace_experiments_and_references_and_only_once(bare: Path, sync: Sync) -> None:
     workspace = bare
     reference = workspace / "results/reference/tiny/seed-0"
     for path in (paths.HISTORY, paths.EVALUATE_METRICS):  # as a reference run keeps them, without `results/`
@@ -116,7 +126,7 @@ def test_rows_come_back_for_the_workspace_experiments_and_references_and_only_on
     assert len(rows(workspace)) == 3
 
 
-def test_only_what_dvc_lock_records_comes_back(bare: Path) -> None:
+def test_only_what_dvc_lock_records_comes_back(bare: Path, sync: Sync) -> None:
     """A result that was changed since, or is in neither git nor the cache, is left out; its numbers are not made up."""
     metrics = bare / paths.EVALUATE_METRICS
     metrics.write_text(metrics.read_text(encoding="utf-8").replace("accuracy", "accurasy"), encoding="utf-8")
@@ -133,7 +143,7 @@ def test_only_what_dvc_lock_records_comes_back(bare: Path) -> None:
     assert "evaluate/metrics.json" not in files and "evaluate/confusion.csv" in files
 
 
-def test_files_that_are_partial_or_older_cost_at_most_their_own_row(bare: Path) -> None:
+def test_files_that_are_partial_or_older_cost_at_most_their_own_row(bare: Path, sync: Sync) -> None:
     """A pull that was interrupted has brought one file of the data set; another run's curve has no iterations."""
     old = bare / "results/reference/old/seed-0"
     (old / "lr_range").mkdir(parents=True)
@@ -147,13 +157,13 @@ def test_files_that_are_partial_or_older_cost_at_most_their_own_row(bare: Path) 
         if file["relpath"] == "train_labels.npy":
             (cache / file["md5"][:2] / file["md5"][2:]).unlink()
             (bare / paths.DATASET / file["relpath"]).unlink()
-    assert sync(bare)[-2:] == ["old/seed-0: its results lack 'iteration', so no row", "workspace: added"]
+    assert sync(bare)[-2:] == ["old/seed-0: what lr_range wrote lacks 'iteration', so no row", "workspace: added"]
     [row] = rows(bare)
     assert "test_images" in row.inputs.dataset_inputs[0].dataset.profile
     assert "train_images" not in row.inputs.dataset_inputs[0].dataset.profile
 
 
-def test_a_row_that_the_pipeline_made_is_not_made_again(bare: Path) -> None:
+def test_a_row_that_the_pipeline_made_is_not_made_again(bare: Path, sync: Sync) -> None:
     """Not for the experiment that the workspace was taken from either, and not after a person deleted it."""
     experiment(bare, "odd-name", 0.25)
     sync(bare)
@@ -174,7 +184,7 @@ def _only_experiment(workspace: Path) -> str:
 
 
 @pytest.mark.slow
-def test_the_model_comes_back_with_its_version(workspace: Path) -> None:
+def test_the_model_comes_back_with_its_version(workspace: Path, sync: Sync) -> None:
     sync(workspace)
     [row] = rows(workspace)
     client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")

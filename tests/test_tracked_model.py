@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import command, set_params
+from conftest import Run, command, set_params
 from mlflow import MlflowClient
 from mlflow.models import get_model_info
 
 from onecycle import paths
 from onecycle.tracking import registry
 from onecycle.tracking.journal import Journal
+from onecycle.tracking.row_state import Model as Recorded
+from onecycle.tracking.row_state import RowState
 from onecycle.tracking.store import connect
-from onecycle.tracking.summary import Model as Recorded
-from onecycle.tracking.summary import Summary
 
 MODEL = "onecycle-digits"
 
@@ -93,21 +93,21 @@ def test_the_version_says_what_goes_in_what_comes_out_and_what_it_needs(pipeline
     assert {line.partition("==")[0] for line in requirements} == {"mlflow", "torch", "numpy"}
 
 
-def test_the_gate_makes_the_evaluated_model_the_champion(pipeline: Path, tmp_path: Path) -> None:
+def test_the_gate_makes_the_evaluated_model_the_champion(pipeline: Path, tmp_path: Path, onecycle: Run) -> None:
     """The workspace's dvc.lock, the row and the registry speak of one model."""
     workspace = tmp_path / "repo"
     shutil.copytree(pipeline, workspace, symlinks=True)
-    command(workspace, "onecycle", "sync", "--relocate")
+    assert onecycle(workspace, "sync", "--relocate")[0] == 0
     set_params(workspace, {"gate.floor": 0.0, "gate.margin": 0.05})
-    gate = ("onecycle", "gate", "--baseline", f"models:/{MODEL}@champion", "--promote")
-    first = command(workspace, *gate, "--allow-no-baseline")
-    assert first.stdout.endswith(f"models:/{MODEL}@champion is version 1 now.\n")
-    again = command(workspace, *gate)
-    assert again.stdout.startswith("Gate: pass") and again.stdout.endswith("is version 1 already.\n")
+    gate = ("gate", "--baseline", f"models:/{MODEL}@champion", "--promote")
+    code, first, _ = onecycle(workspace, *gate, "--allow-no-baseline")
+    assert code == 0 and first.endswith(f"models:/{MODEL}@champion is version 1 now.\n")
+    code, again, _ = onecycle(workspace, *gate)
+    assert code == 0 and again.startswith("Gate: pass") and again.endswith("is version 1 already.\n")
     version = client(workspace).get_model_version_by_alias(MODEL, "champion")
     assert version.tags["gate.verdict"] == "pass"
     [row] = rows(workspace)
-    [compared] = json.loads(command(workspace, "onecycle", "compare", row.info.run_id, "workspace", "--json").stdout)
+    [compared] = json.loads(onecycle(workspace, "compare", row.info.run_id, "workspace", "--json")[1])
     assert (compared["verdict"], compared["p"]) == ("no evidence", 1.0)
     assert set(compared["params"]) == {"gate.margin", "gate.floor"}
 
@@ -145,9 +145,9 @@ def test_a_model_by_another_hand_is_not_taken_for_the_one_that_was_evaluated(wor
     model.write_bytes(other)
     command(workspace, "python", "-m", "stages.report", ONECYCLE_TRACKING="journal")
     [file] = (workspace / ".state/journal").glob("*/entries.jsonl")
-    summary = Summary.of(Journal(file.parent))
-    assert summary.stages["evaluate"] == "cached"
-    assert summary.model and (summary.model.md5, summary.model.file) == (recorded, None)
+    state = RowState.of(Journal(file.parent))
+    assert state.stages["evaluate"] == "cached"
+    assert state.model and (state.model.md5, state.model.file) == (recorded, None)
     command(workspace, "onecycle", "sync")
     with closing(sqlite3.connect(workspace / "mlflow.db")) as store:
         assert store.execute("SELECT count(*) FROM model_versions").fetchone() == (0,)
@@ -198,7 +198,7 @@ def test_two_workspaces_that_register_one_model_at_once_share_the_first_version(
 
     def record(name: str) -> None:
         monkeypatch.chdir(tmp_path / name)  # whose lock it is
-        registry.record(store, runs[name], model, tmp_path, evaluated=1)
+        registry.attach_model(store, runs[name], model, tmp_path, evaluated=1)
         monkeypatch.chdir(tmp_path / "one")
 
     def export(file: Path, pictures: Path, target: Path) -> None:

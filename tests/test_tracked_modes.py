@@ -11,9 +11,8 @@ import pytest
 from conftest import command, set_params
 from mlflow import MlflowClient
 
-from onecycle import paths
+from onecycle import paths, yaml_values
 from onecycle.params import flatten, load
-from onecycle.tracking import yaml_values
 from onecycle.tracking.collect import STAGES, collect
 
 
@@ -74,7 +73,8 @@ def test_the_commands_in_a_description_make_the_row_again(workspace: Path, tmp_p
     for line in lines[1:]:
         command(tmp_path / "clone", *line.split(), ONECYCLE_TRACKING="off")
     for stage in ("stats", "lr_range", "train"):
-        again = collect(stage, tmp_path / "clone").metrics
+        found = collect(stage, tmp_path / "clone")
+        again = found.metrics | (found.series[-1][1] if found.series else {})
         assert again and {name: row.data.metrics[name] for name in again} == again
     history = Path(client(workspace).download_artifacts(row.info.run_id, "train/history.csv", str(tmp_path)))
     assert (tmp_path / "clone" / paths.HISTORY).read_bytes() == history.read_bytes()
@@ -84,6 +84,7 @@ def test_the_commands_in_a_description_make_the_row_again(workspace: Path, tmp_p
 def test_an_experiment_a_repro_with_nothing_to_do_and_a_stage_by_hand(workspace: Path) -> None:
     change = "one_cycle.max_lr=0.02"
     command(workspace, "dvc", "exp", "run", "--name", "odd-name", "-S", change, "train")
+    lock = (workspace / "dvc.lock").read_bytes()
     assert "Running stage" not in command(workspace, "dvc", "repro", "train").stdout
     set_params(workspace, {"gate.floor": 0.5})  # which only the stage that checks params.yaml looks at
     assert "Running stage 'params'" in command(workspace, "dvc", "repro", "train").stdout
@@ -97,7 +98,6 @@ def test_an_experiment_a_repro_with_nothing_to_do_and_a_stage_by_hand(workspace:
     assert experiment.data.tags["params.changed"] == f"-S {change}"
     head = command(workspace, "git", "rev-parse", "HEAD").stdout.strip()
     assert experiment.data.tags["dvc.baseline"] == experiment.data.tags["git.commit"] == head
-    lock = (workspace / "dvc.lock").read_bytes()
     assert experiment.data.tags["dvc.lock"] == hashlib.sha256(lock).hexdigest()
     assert f"dvc exp run -S {change}" in experiment.data.tags["mlflow.note.content"]
     assert experiment.data.params["one_cycle.max_lr"] == "0.02"

@@ -17,18 +17,18 @@ import pytest
 from tracked_workspace import REPO, Workspace, finish, wait_for
 
 from onecycle import paths
+from onecycle.dvc_lock import fresh
 from onecycle.errors import Stopped, UserError
 from onecycle.params import Params, load
 from onecycle.tracking import context, delivery, join
 from onecycle.tracking.collect import collect
 from onecycle.tracking.describe import description
 from onecycle.tracking.execution import Execution, Process, dvc_arguments
-from onecycle.tracking.freshness import fresh
 from onecycle.tracking.journal import Entry, Journal, Sent, all_journals, root, sweep
 from onecycle.tracking.redaction import without_secrets
 from onecycle.tracking.relay import Relay
-from onecycle.tracking.summary import Summary
-from onecycle.tracking.yaml_values import same, spelled
+from onecycle.tracking.row_state import RowState
+from onecycle.yaml_values import same, spelled
 
 HISTORY = """epoch,learning_rate,momentum,train_loss,train_accuracy,validation_loss,validation_accuracy
 1,0.1,0.9,2.0,0.25,2.1,0.2
@@ -285,10 +285,10 @@ def test_a_sender_that_died_is_told_at_once(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ rows
 
 
-def folded(workspace: Workspace) -> Summary:
-    """The summary of the only journal."""
+def folded(workspace: Workspace) -> RowState:
+    """The state of the only journal."""
     [file] = workspace.journals
-    return Summary.of(Journal(file.parent))
+    return RowState.of(Journal(file.parent))
 
 
 def test_a_row_holds_params_tags_metrics_and_how_the_stage_ended(workspace: Workspace, params: Params) -> None:
@@ -296,15 +296,15 @@ def test_a_row_holds_params_tags_metrics_and_how_the_stage_ended(workspace: Work
         assert folded(workspace).status == "RUNNING"
         row.metrics({"train/loss": 1.5, "test/top@5": 0.5}, step=1)
         row.tags({"device": "cpu"})
-    summary = folded(workspace)
-    assert summary.status == "FINISHED"
-    assert summary.stages == {"train": "ran"}
-    assert summary.params["optimizer.weight_decay"] == "0.001"
-    assert summary.params["data.limit"] == "null"
-    assert summary.params["one_cycle.cycle_momentum"] == "true"
-    assert summary.metrics == {"train/loss": 1.5, "test/top_5": 0.5}  # MLflow takes no @ in a name
-    assert summary.tags["device"] == "cpu"
-    assert summary.tags["version.mlflow"]
+    state = folded(workspace)
+    assert state.status == "FINISHED"
+    assert state.stages == {"train": "ran"}
+    assert state.params["optimizer.weight_decay"] == "0.001"
+    assert state.params["data.limit"] == "null"
+    assert state.params["one_cycle.cycle_momentum"] == "true"
+    assert state.metrics == {"train/loss": 1.5, "test/top_5": 0.5}  # MLflow takes no @ in a name
+    assert state.tags["device"] == "cpu"
+    assert state.tags["version.mlflow"]
 
 
 @pytest.mark.parametrize(
@@ -413,6 +413,21 @@ def test_a_journal_that_cannot_be_written_is_told_and_fails_nothing(
     assert capsys.readouterr().err.count("tracking: train's row is incomplete") == 1
 
 
+def test_a_journal_that_the_code_does_not_know_any_more_fails_nothing(
+    workspace: Workspace, params: Params, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when new code is pulled while `dvc repro` runs."""
+    with join("stats", params):
+        pass
+    [file] = workspace.journals
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write('{"event": "open", "stage": "lr_range", "what": "another version wrote"}\n')
+    with join("train", params) as row:
+        assert row.this_execution() == {}
+    said = capsys.readouterr().err
+    assert said.count("tracking: train's row is incomplete") == 1 and "another version wrote it" in said
+
+
 def test_an_unknown_mode_is_refused(workspace: Workspace, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONECYCLE_TRACKING", "offf")
     with pytest.raises(UserError, match="on, journal, off"), join("train", params):
@@ -488,9 +503,9 @@ def test_upstream_results_are_filled_in_when_they_are_what_dvc_recorded(workspac
     workspace.write("results/train/history.csv", HISTORY.replace("0.25", "0.26"))  # not what was recorded
     with join("evaluate", params):
         pass
-    summary = folded(workspace)
-    assert summary.stages == {"stats": "cached", "evaluate": "ran"}
-    assert summary.metrics == {"stats/mean_red": 0.5}
+    state = folded(workspace)
+    assert state.stages == {"stats": "cached", "evaluate": "ran"}
+    assert state.metrics == {"stats/mean_red": 0.5}
     with join("report", params):
         pass
     assert len([entry for entry in workspace.entries() if entry["event"] == "cached"]) == 1  # once an execution
@@ -514,13 +529,13 @@ def test_a_row_has_the_params_of_the_results_it_holds(workspace: Workspace, para
     for stage in ("evaluate", "report"):
         with join(stage, params):
             pass
-    summary = folded(workspace)
-    assert summary.stages == {"train": "cached", "evaluate": "ran", "report": "ran"}
-    assert (summary.params["epochs"], summary.params["seed"], summary.params["train.threads"]) == ("8", "1", "0")
-    assert summary.tags["params.edited"] == "epochs=24, kept 8, seed=0, kept 1"
-    assert not any(tag.startswith("params.changed_at") for tag in summary.tags)
+    state = folded(workspace)
+    assert state.stages == {"train": "cached", "evaluate": "ran", "report": "ran"}
+    assert (state.params["epochs"], state.params["seed"], state.params["train.threads"]) == ("8", "1", "0")
+    assert state.tags["params.edited"] == "epochs=24, kept 8, seed=0, kept 1"
+    assert not any(tag.startswith("params.changed_at") for tag in state.tags)
     edited = {"git.commit": "abc", "params.edited": "epochs=2, kept 8", "params.changed": "-S epochs=8"}
-    text = description(Summary(tags=edited), "r")
+    text = description(RowState(tags=edited), "r")
     assert text.startswith("params.yaml was edited, and what reads it did not all run again: epochs=2, kept 8.\n")
     assert "    dvc exp run -S epochs=8" in text
 
@@ -652,7 +667,7 @@ def test_the_summary_of_entries_added_twice_is_the_same(workspace: Workspace, pa
     with join("train", params) as row:
         row.metrics({"train/loss": 1.0}, step=1)
     entries = workspace.entries()
-    assert Summary().add(entries) == Summary().add(entries).add(entries[2:])
+    assert RowState().add(entries) == RowState().add(entries).add(entries[2:])
 
 
 def test_a_stage_that_closes_its_row_while_that_is_read_was_not_killed(workspace: Workspace) -> None:
@@ -668,7 +683,7 @@ def test_a_stage_that_closes_its_row_while_that_is_read_was_not_killed(workspace
     wait_for(lambda: workspace.journals)
     relay = Relay(Held(workspace.journals[0].parent))
     relay.read()
-    assert relay.summary.status == "FINISHED"
+    assert relay.state.status == "FINISHED"
     assert [entry["status"] for entry in workspace.entries() if entry["event"] == "close"] == ["FINISHED"]
 
 
@@ -677,8 +692,8 @@ def test_the_late_note_that_a_stage_was_killed_ends_no_other(workspace: Workspac
         began = workspace.entries()
     with join("train", params):
         opened = next(entry for entry in reversed(workspace.entries()) if entry["event"] == "open")
-    summary = Summary().add([*began, opened, {"event": "close", "stage": "stats", "status": "KILLED", "at": 0}])
-    assert (summary.status, summary.stages) == ("RUNNING", {"stats": "killed", "train": "running"})
+    state = RowState().add([*began, opened, {"event": "close", "stage": "stats", "status": "KILLED", "at": 0}])
+    assert (state.status, state.stages) == ("RUNNING", {"stats": "killed", "train": "running"})
 
 
 @pytest.mark.parametrize(
@@ -703,7 +718,7 @@ def test_the_description_has_the_numbers_and_the_commands_that_make_the_row_agai
     tags: dict[str, str], commands: list[str]
 ) -> None:
     metrics = {"test/accuracy": 0.93456, "train/parameters": 6573130.0, "x": 1.0}
-    text = description(Summary(tags=tags, metrics=metrics), "3f2a")
+    text = description(RowState(tags=tags, metrics=metrics), "3f2a")
     lines = text.splitlines()
     assert [line for line in lines if line.startswith("| ")][1:] == [
         "| test accuracy | 93.46% |",

@@ -37,8 +37,8 @@ from onecycle.tracking.journal import Journal
 from onecycle.tracking.rebuild import NOBODY
 from onecycle.tracking.relay import Relay
 from onecycle.tracking.relocate import relocate
+from onecycle.tracking.row_state import Model
 from onecycle.tracking.store import EXPERIMENT_PREFIX, connect
-from onecycle.tracking.summary import Model
 from onecycle.tracking.sync import sync
 
 JOURNAL = {"ONECYCLE_TRACKING": "journal"}
@@ -644,7 +644,7 @@ def test_an_experiments_folder_says_nothing_of_its_end_for_a_while(workspace: Wo
     if not folder_stays:
         folder.rmdir()
     assert relay.finish()
-    assert (relay.summary.status, relay.summary.stages) == ("FAILED", {"stats": "ran", "train": "not run"})
+    assert (relay.state.status, relay.state.stages) == ("FAILED", {"stats": "ran", "train": "not run"})
 
 
 @pytest.mark.parametrize(("seconds_later", "theirs"), [(-60, False), (60, True)])
@@ -664,8 +664,23 @@ def test_the_lock_of_a_later_command_is_not_taken_for_its_own(
     relay.read()
     relay._watched = True
     assert relay.finish()
-    assert ("dvc.lock" in relay.summary.tags) is not theirs
-    assert relay.summary.status == ("FINISHED" if theirs else "FAILED"), "train was to run"
+    assert ("dvc.lock" in relay.state.tags) is not theirs
+    assert relay.state.status == ("FINISHED" if theirs else "FAILED"), "train was to run"
+
+
+def test_a_command_on_another_machine_is_over_a_day_after_its_last_word_and_stays_so(workspace: Workspace) -> None:
+    """As of a container that is gone: what is added to its journal, here that its stage was killed, is not its word."""
+    container = Process("a-container", 1, 0.0)
+    journal = Journal(workspace.root / ".state/journal/one")
+    opened = {"process": asdict(container), "params": {}, "row": "row", "workspace": str(workspace.root)}
+    journal.append("open", stage="stats", execution=asdict(Execution(container, "dvc repro")), **opened)
+    relay = Relay(journal)
+    relay.read()
+    assert not relay.over
+    before = time.time() - 90_000
+    os.utime(journal.file, (before, before))
+    relay.read()
+    assert relay.over and relay.state.status == "KILLED"
 
 
 def test_a_journal_of_another_version_hinders_no_other(workspace: Workspace) -> None:
@@ -748,7 +763,7 @@ def test_a_version_is_made_in_the_current_store_and_touches_no_other(
     monkeypatch.chdir(folder)
     store = connect(f"{EXPERIMENT_PREFIX}digits")
     run_id = store.create("row", 1)
-    registry.record(store, run_id, Model("0" * 32, "model.pt", "pictures.npz"), folder, evaluated=1)
+    registry.attach_model(store, run_id, Model("0" * 32, "model.pt", "pictures.npz"), folder, evaluated=1)
     [version] = store.client.search_model_versions(f"name = '{store.name}'")
     assert (version.run_id, str(version.version)) == (run_id, "1")
     assert list(folder.iterdir()) == []
@@ -765,7 +780,7 @@ def test_the_candidate_is_what_was_evaluated_last_in_whatever_order_rows_arrive(
     candidates = []
     for number, evaluated in ((2, 20), (1, 10), (1, 40), (3, 30), (2, None), (3, 50)):
         run_id = store.create(f"row {len(candidates)}", evaluated or 60)
-        registry.record(store, run_id, Model(f"model {number}", None, None), workspace.root, evaluated)
+        registry.attach_model(store, run_id, Model(f"model {number}", None, None), workspace.root, evaluated)
         candidates.append(int(store.client.get_model_version_by_alias(store.name, registry.CANDIDATE).version))
     assert candidates == [2, 2, 1, 1, 1, 3]
 
@@ -793,7 +808,7 @@ def test_a_model_whose_export_is_killed_is_exported_another_time(workspace: Work
     store = connect(f"{EXPERIMENT_PREFIX}digits")
     run_id, model = store.create("row", 1), Model("0" * 32, "model.pt", "galleries.npz")
     with ThreadPoolExecutor() as pool:
-        recording = pool.submit(registry.record, store, run_id, model, workspace.root, evaluated=1)
+        recording = pool.submit(registry.attach_model, store, run_id, model, workspace.root, evaluated=1)
         wait_for(lambda: recording.done() or exports())
         for process in exports():
             process.kill()

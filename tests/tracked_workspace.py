@@ -137,6 +137,8 @@ def _path(uri: str) -> Path:
 
 def forget_stores() -> None:
     """Have MLflow open each store anew: it keeps them by address, and mlflow.db has the same in every workspace."""
+    if "mlflow" not in sys.modules:
+        return
     from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as Models
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as Rows
     from mlflow.tracking._model_registry.registry import ModelRegistryStoreRegistry

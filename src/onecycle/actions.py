@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from onecycle import paths
-from onecycle.errors import UserError, printable_lines
+from onecycle.errors import UserError, printable, printable_lines
 
 
 def demo(_options: argparse.Namespace) -> None:
@@ -34,7 +34,7 @@ def sync(options: argparse.Namespace) -> None:
         from onecycle.tracking.rebuild import rebuild
 
         for line in rebuild():
-            print(line)
+            print(printable(line))
 
 
 def predict(options: argparse.Namespace) -> int:
@@ -71,6 +71,8 @@ def summary(options: argparse.Namespace) -> None:
     import json
 
     if options.readme:
+        if options.picture:
+            raise UserError("--readme renews the table in README.md and draws nothing; run it without --picture")
         from onecycle import readme
 
         print(readme.rewrite())
@@ -79,7 +81,7 @@ def summary(options: argparse.Namespace) -> None:
     from onecycle.executions import executions
 
     found = executions()
-    groups = summary.groups(found.executions)
+    groups = summary.groups(found.runs)
     if options.picture:
         summary.write_picture(groups, Path(options.picture))
     if options.json:
@@ -154,21 +156,20 @@ def gate(options: argparse.Namespace) -> int:
             from onecycle.tracking.champion import promote
 
             [run] = candidate
-            judged = baseline[0].place if len(baseline) == 1 else None
-            done = promote(run.place, run.params.get("data.dataset", ""), options.baseline, judged)
+            done = promote(run, options.baseline, baseline[0] if len(baseline) == 1 else None)
         print(done, file=sys.stderr if options.json else sys.stdout)
     return judgement.exit_code(options.strict)
 
 
 def check_lock(options: argparse.Namespace) -> int:
-    from onecycle.lock_check import disagreements
+    from onecycle.lock_check import mismatches
 
-    found = list(disagreements())
+    found = list(mismatches())
     failed = False
     for one in found:
         wrong = one.wrong or options.strict
         failed = failed or wrong
-        print(f"{'error' if wrong else 'warning'}: {one.sentence}")
+        print(f"{'error' if wrong else 'warning'}: {printable(one.sentence)}")
     if not found:
         print("dvc.lock agrees with dvc.yaml, params.yaml and the committed results")
     return int(failed)

@@ -60,6 +60,8 @@ RUN = (
 """What a run may be called where results are compared."""
 RERUN = "MLflow run id, models:/name@alias, models:/name/version, DVC experiment, git revision or `workspace`"
 """What it may be called where it is made again."""
+ONE = f"{RERUN}, or a folder with results"
+"""What one run may be called where it is looked at or kept."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -108,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
     )
     summary.add_argument("--picture", metavar="FILE.png", help="also draw each run as a dot")
     record = command("record", "keep a run below results/reference, and its row in README.md", actions.record)
-    record.add_argument("name", metavar="run", help=RUN)
+    record.add_argument("name", metavar="run", help=ONE)
     record.add_argument(
         "--recipe", required=True, metavar="NAME", help="its folder; runs of one differ only in the seed"
     )
@@ -156,7 +158,7 @@ def parser() -> argparse.ArgumentParser:
     reproduce.add_argument("--env", action="store_true", help="with the packages the run's commit pins, in a new venv")
     _add_json(reproduce)
     show = command("show", "tell all that is known of a run", actions.show)
-    show.add_argument("name", metavar="run", help=RERUN)
+    show.add_argument("name", metavar="run", help=ONE)
     _add_json(show)
     bench = command(
         "bench", "measure training speed, beside this machine's limit and a plain PyTorch loop", actions.bench

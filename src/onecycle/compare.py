@@ -30,7 +30,7 @@ from onecycle.differences import (
     width,
 )
 from onecycle.recipe import SEED, recipe_differing
-from onecycle.results import RANGES, Results, differing, same_model
+from onecycle.results import Results, differing, same_model, shared_metrics
 from onecycle.stats_tests import (
     FEW_DISCORDANT,
     Difference,
@@ -42,7 +42,7 @@ from onecycle.stats_tests import (
     runs_to_see,
 )
 from onecycle.tables import Page, Table
-from onecycle.tracking.yaml_values import spelled
+from onecycle.yaml_values import spelled
 
 Verdict = Literal["better", "worse", "no evidence"]
 
@@ -51,8 +51,6 @@ SIGHT = (0.002, 0.005)
 """Differences of accuracy for which a comparison says how many runs they take."""
 RESAMPLED = ("ece", "macro_precision", "macro_recall", "macro_f1")
 """Metrics that predictions tell and that are no means over images."""
-UNCOMPARED = ("accuracy_low", "accuracy_high", "n")
-"""The ends of an interval say nothing that the interval of the difference does not say better; n is the same."""
 
 
 @dataclass(frozen=True)
@@ -153,9 +151,8 @@ def _same_recipe(first: Results, second: Results) -> bool:
 
 
 def _metrics(first: Side, second: Side, counts: Discordant | None, known: EqualRuns | None) -> list[Row]:
-    runs = (*first, *second)
-    shared = [name for name in RANGES if name not in UNCOMPARED and all(name in run.metrics for run in runs)]
     paired = _paired(first[0], second[0], counts) if counts else {}
+    shared = shared_metrics((*first, *second))
     return [_row(name, first, second, metric(name), paired.get(name), known) for name in shared]
 
 

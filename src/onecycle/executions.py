@@ -9,17 +9,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from onecycle import experiments, paths, provenance
+from onecycle import experiments, provenance
 from onecycle.git_command import git_says
 from onecycle.recipe import recipe_differing
 from onecycle.results import Results, read, same_model
-from onecycle.revisions import REFERENCE, WORKSPACE, AbsentError, Place, find
+from onecycle.revisions import WORKSPACE, AbsentError, Place, find, references
 from onecycle.tracking.errors import StoreError
 from onecycle.tracking.times import Training, trainings
 
 
 @dataclass(frozen=True)
-class Execution:
+class NamedRun:
     """One run and all the names it can be found by."""
 
     names: tuple[str, ...]
@@ -34,7 +34,7 @@ class Execution:
 class Found:
     """What there is, and what is wrong with the rest."""
 
-    executions: list[Execution] = field(default_factory=list)
+    runs: list[NamedRun] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     """Name → why."""
 
@@ -56,7 +56,7 @@ def executions() -> Found:
         except ValueError as error:
             found.left_out[place.name] = str(error)
             continue
-        _add(found.executions, Execution((place.name,), results, seconds, frozenset(made.code.items())))
+        _add(found.runs, NamedRun((place.name,), results, seconds, frozenset(made.code.items())))
     return found
 
 
@@ -66,8 +66,8 @@ def _places() -> Iterator[Place]:
         yield find("HEAD")
     for one in experiments.finished():
         yield Place(one.name, one.commit, None)
-    for file in sorted(REFERENCE.rglob(paths.PARAMS.name)):
-        yield Place(file.parent.as_posix(), None, file.parent)
+    for folder in references():
+        yield Place(folder.as_posix(), None, folder)
 
 
 def _trainings(left_out: dict[str, str]) -> Mapping[str, Training]:
@@ -83,11 +83,11 @@ def same_run(one: Results, other: Results) -> bool:
     return not recipe_differing(one.params, other.params) and one.digest == other.digest and same_model(one, other)
 
 
-def _add(known: list[Execution], new: Execution) -> None:
+def _add(known: list[NamedRun], new: NamedRun) -> None:
     for position, other in enumerate(known):
         if same_run(new.results, other.results):
             seconds = new.seconds if other.seconds is None else other.seconds
-            # a reference's is of its training, a dvc.lock follows the code
+            # a reference keeps the code that trained it; a dvc.lock may have been brought up to date with later code
             code = new.code or other.code
             known[position] = replace(other, names=(*other.names, *new.names), seconds=seconds, code=code)
             return

@@ -34,7 +34,7 @@ from onecycle.params import GateParams
 from onecycle.results import check_comparable, same_predictions
 from onecycle.stats_tests import Difference, runs_to_settle
 from onecycle.tables import Page, Table
-from onecycle.tracking.yaml_values import same, spelled
+from onecycle.yaml_values import same, spelled
 
 Verdict = Literal["pass", "regression", "inconclusive"]
 
@@ -118,7 +118,7 @@ def judge(
         ]
         if verdict == "inconclusive":
             apart = min(limits.margin, 2 * (limits.margin - limits.negligible))  # a wider interval may settle nothing
-            seeds = max(runs_to_settle(apart, deviation, limits.alpha), _more_than(baseline, candidate))
+            seeds = max(runs_to_settle(apart, deviation, limits.alpha), _more_than_there_are(baseline, candidate))
     others = _other_limits(baseline, limits)
     return Judgement(_names(baseline), _names(candidate), tuple(checks), seeds, deviation, source, others, absent)
 
@@ -154,7 +154,7 @@ def _rise(name: str, baseline: Side, candidate: Side, limit: float, alpha: float
     return Check(name, before, after, low, high, f"rise ≤ {limit:g}", verdict)
 
 
-def _more_than(baseline: Side, candidate: Side) -> int:
+def _more_than_there_are(baseline: Side, candidate: Side) -> int:
     """Runs already there were not enough, whatever a spread that came out small by chance says."""
     runs = min(len(baseline), len(candidate))
     return 0 if runs == 1 else runs + 1

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from onecycle import paths
+from onecycle.dvc_lock import md5, parse_graph
 from onecycle.errors import UserError
-from onecycle.tracking.freshness import md5, parse_graph
-from onecycle.tracking.yaml_values import flat, load, same, spelled
+from onecycle.yaml_values import flat, load, same, spelled
+
+CODE = ("src/", "stages/")
+"""Where the dependencies begin that are code, and no stage's output."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,9 @@ class Inputs:
         values = _read(paths.PARAMS, lambda content: flat(load(content)))
         wanted = tuple(name for name in entry.get("params", ()) if isinstance(name, str))
         read = {key: value for key, value in values.items() if _within(key, wanted)}
-        files = (Path(dep) for dep in entry.get("deps", ()) if isinstance(dep, str) and dep.endswith(".py"))
-        return cls(stage, read, {file.as_posix(): md5(file) for file in files if file.is_file()})
+        deps = (Path(dep) for dep in entry.get("deps", ()) if isinstance(dep, str) and dep.startswith(CODE))
+        files = (file for dep in deps for file in (sorted(dep.rglob("*")) if dep.is_dir() else [dep]))
+        return cls(stage, read, {file.as_posix(): md5(file) for file in files if _is_code(file)})
 
     def check_unchanged(self) -> None:
         """Raises `UserError` where they are others now."""
@@ -52,6 +56,10 @@ class Inputs:
                 f"edited while {self.stage} ran: {'; '.join(edited)}; DVC would record that as what made its results. "
                 f"Put it back and run `dvc repro`, which keeps what is done{again}, or run it as it is now"
             )
+
+
+def _is_code(file: Path) -> bool:
+    return file.is_file() and "__pycache__" not in file.parts
 
 
 def _within(key: str, wanted: tuple[str, ...]) -> bool:

@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from onecycle import paths
+from onecycle import paths, yaml_values
+from onecycle.dvc_lock import read_lock
 from onecycle.errors import UserError
 from onecycle.refusals import shown
-from onecycle.tracking import yaml_values
-from onecycle.tracking.freshness import read_lock
 
 if TYPE_CHECKING:
     from dvc.dependency import ParamsDependency
@@ -31,7 +30,7 @@ Made = Mapping[str, tuple[str, str | None]]
 """Path → the stage that wrote it, and the MD5 of what it wrote."""
 
 
-class Disagreement(NamedTuple):
+class Mismatch(NamedTuple):
     """One thing that dvc.lock does not say as it is."""
 
     sentence: str
@@ -39,7 +38,7 @@ class Disagreement(NamedTuple):
     """Else what a stage reads is newer than its results, which need not be worse for it."""
 
 
-def disagreements() -> Iterator[Disagreement]:
+def mismatches() -> Iterator[Mismatch]:
     """Everything that dvc.lock does not say as it is, stage by stage.
 
     Raises:
@@ -58,23 +57,23 @@ def disagreements() -> Iterator[Disagreement]:
                 out["path"]: (name, out.get("md5")) for name, entry in lock.items() for out in entry.get("outs", ())
             }
             for name in (name for name in lock if name not in stages):
-                yield Disagreement(f"{name} is a stage of dvc.lock and not of dvc.yaml; {REPRO}", True)
+                yield Mismatch(f"{name} is a stage of dvc.lock and not of dvc.yaml; {REPRO}", True)
             for name, stage in stages.items():
                 if name in lock:
                     yield from _stage(stage, lock[name], made)
                 else:
-                    yield Disagreement(f"{name} is a stage of dvc.yaml and not of dvc.lock; {REPRO}", True)
+                    yield Mismatch(f"{name} is a stage of dvc.yaml and not of dvc.lock; {REPRO}", True)
     except DvcException as error:
         raise UserError(f"DVC cannot read this workspace: {' '.join(str(error).split())}") from None
 
 
-def _stage(stage: PipelineStage, entry: Mapping[str, Any], made: Made) -> Iterator[Disagreement]:
+def _stage(stage: PipelineStage, entry: Mapping[str, Any], made: Made) -> Iterator[Mismatch]:
     from dvc.dependency import ParamsDependency
 
     name = str(stage.name)
     if stage.cmd != entry.get("cmd"):
         old, new = shown(entry.get("cmd")), shown(stage.cmd)
-        yield Disagreement(f"{name}: cmd is {old} in dvc.lock and {new} in dvc.yaml; {REPRO}", True)
+        yield Mismatch(f"{name}: cmd is {old} in dvc.lock and {new} in dvc.yaml; {REPRO}", True)
     recorded = {dep["path"]: dep.get("md5") for dep in entry.get("deps", ())}
     files = {dep.def_path: dep for dep in stage.deps if not isinstance(dep, ParamsDependency)}
     yield from _lists(name, "deps", files, recorded)
@@ -94,14 +93,14 @@ def _stage(stage: PipelineStage, entry: Mapping[str, Any], made: Made) -> Iterat
             yield from _kept_in_git(name, out)
 
 
-def _lists(stage: str, section: str, defined: Collection[str], recorded: Collection[str]) -> Iterator[Disagreement]:
+def _lists(stage: str, section: str, defined: Collection[str], recorded: Collection[str]) -> Iterator[Mismatch]:
     """What dvc.yaml and dvc.lock list a stage to read or to write."""
     for path in sorted({*defined} ^ {*recorded}):
         there, missing = ("dvc.yaml", "dvc.lock") if path in defined else ("dvc.lock", "dvc.yaml")
-        yield Disagreement(f"{stage}: {path} is among its {section} in {there} and not in {missing}; {REPRO}", True)
+        yield Mismatch(f"{stage}: {path} is among its {section} in {there} and not in {missing}; {REPRO}", True)
 
 
-def _params(stage: str, dep: ParamsDependency, recorded: Mapping[str, Any]) -> Iterator[Disagreement]:
+def _params(stage: str, dep: ParamsDependency, recorded: Mapping[str, Any]) -> Iterator[Mismatch]:
     """The values that a stage ran with, and those of now."""
     file = dep.def_path
     if dep.params:
@@ -109,7 +108,7 @@ def _params(stage: str, dep: ParamsDependency, recorded: Mapping[str, Any]) -> I
     status = dep.workspace_status().get(file, {})
     if isinstance(status, str):
         if status == "deleted":
-            yield Disagreement(f"{stage}: {file} is missing", True)
+            yield Mismatch(f"{stage}: {file} is missing", True)
         return
     then, now = dep.hash_info.value or {}, dep.read_params()
     for key in (key for key in status if key in then):
@@ -117,25 +116,23 @@ def _params(stage: str, dep: ParamsDependency, recorded: Mapping[str, Any]) -> I
         differing = [leaf for leaf in {**before, **after} if before.get(leaf, ABSENT) != after.get(leaf, ABSENT)]
         for leaf in differing or [key]:
             old, new = (shown(values[leaf]) if leaf in values else "absent" for values in (before, after))
-            yield Disagreement(f"{stage}: {leaf} is {old} in dvc.lock and {new} in {file}; {REPRO}", True)
+            yield Mismatch(f"{stage}: {leaf} is {old} in dvc.lock and {new} in {file}; {REPRO}", True)
 
 
-def _read(stage: str, dep: Output, md5: str | None, made: Made) -> Iterator[Disagreement]:
+def _read(stage: str, dep: Output, md5: str | None, made: Made) -> Iterator[Mismatch]:
     """What another stage wrote, by its record, since it may be data; anything else as it is now."""
     path = dep.def_path
     if path in made:
         maker, written = made[path]
         if md5 != written:
-            yield Disagreement(f"{stage}: dvc.lock has another {path} here than where {maker} wrote it; {REPRO}", True)
+            yield Mismatch(f"{stage}: dvc.lock has another {path} here than where {maker} wrote it; {REPRO}", True)
     elif not any(path.startswith(f"{folder}/") for folder in made) and dep.workspace_status():
-        yield Disagreement(
-            f"{stage}: {path} is not what it ran with, so its results may be out of date; {REPRO}", False
-        )
+        yield Mismatch(f"{stage}: {path} is not what it ran with, so its results may be out of date; {REPRO}", False)
 
 
-def _kept_in_git(stage: str, out: Output) -> Iterator[Disagreement]:
+def _kept_in_git(stage: str, out: Output) -> Iterator[Mismatch]:
     """A small result, whose content belongs to the commit as dvc.lock does."""
     status = out.workspace_status().get(str(out))
     if status:
         what = "is missing" if status == "deleted" else "is not what dvc.lock records"
-        yield Disagreement(f"{stage}: {out.def_path} {what}; {REPRO}", True)
+        yield Mismatch(f"{stage}: {out.def_path} {what}; {REPRO}", True)

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from onecycle import paths
+from onecycle import paths, yaml_values
+from onecycle.dvc_lock import WITHOUT_FIGURES, Lock, parse_lock, recorded_params, undone
 from onecycle.errors import UserError
 from onecycle.revisions import Place
-from onecycle.tracking import yaml_values
 from onecycle.tracking.filling import model_read_by
-from onecycle.tracking.freshness import NO_FIGURES, Lock, parse_lock, recorded_params, undone
 
 if TYPE_CHECKING:
     from onecycle.tracking.times import Training
@@ -25,6 +24,15 @@ T = TypeVar("T")
 HASHES = Path("hashes.json")
 ENVIRONMENT = Path("environment.json")
 """Beside the params.yaml of a reference run, which has no dvc.lock and no row."""
+KEPT = (
+    paths.EVALUATE_METRICS,
+    paths.PREDICTIONS,
+    paths.PER_CLASS,
+    paths.TRAIN_METRICS,
+    paths.HISTORY,
+    paths.LR_RANGE_SUGGESTION,
+)
+"""The results of a reference run."""
 
 _TAGS = {
     "device": "device",
@@ -89,7 +97,7 @@ def recorded(place: Place) -> Recorded:
     if lock:
         outputs = {out["path"]: str(out.get("md5")) for entry in lock.values() for out in entry.get("outs", ())}
         evaluated = model_read_by("evaluate", lock)
-        figures = {stage: entry for stage, entry in lock.items() if stage != NO_FIGURES}
+        figures = {stage: entry for stage, entry in lock.items() if stage != WITHOUT_FIGURES}
         code = {
             dep["path"]: str(dep.get("md5"))
             for entry in figures.values()
@@ -105,19 +113,24 @@ def recorded(place: Place) -> Recorded:
 
 
 def environment(place: Place, model: str | None, trainings: Mapping[str, Training]) -> Environment:
-    """By the row that trained the run's model (its MD5), else by its environment.json, else unknown.
-
-    Raises:
-        UserError: what there is cannot be read.
-    """
+    """By the row that trained the run's model (its MD5), else as `kept_environment`."""
     training = trainings.get(model or "")
     if training is None:
-        return _from_json(Environment, place, ENVIRONMENT, tuple(Environment.__dataclass_fields__))
+        return kept_environment(place)
     versions = {
         name.removeprefix("version."): value for name, value in training.tags.items() if name.startswith("version.")
     }
     fields: dict[str, Any] = {name: training.tags.get(tag) for name, tag in _TAGS.items()}
     return Environment(**fields, versions=dict(sorted(versions.items())), training_seconds=round(training.seconds, 1))
+
+
+def kept_environment(place: Place) -> Environment:
+    """By the run's environment.json; unknown where it has none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return _from_json(Environment, place, ENVIRONMENT, tuple(Environment.__dataclass_fields__))
 
 
 def tags(trained: Environment) -> dict[str, str]:
@@ -128,7 +141,7 @@ def tags(trained: Environment) -> dict[str, str]:
 
 
 def check_current(place: Place, params: Mapping[str, Any], made: Recorded) -> None:
-    """Refuse results of other params than those beside them, or of what was made anew since: not all of it was run.
+    """Refuse stale results: of other params than lie beside them, or of a stage before them that has run again since.
 
     Raises:
         UserError: they are.

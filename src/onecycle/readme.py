@@ -19,7 +19,7 @@ from onecycle.results import Results, params_of, read
 from onecycle.revisions import REFERENCE, WORKSPACE, Place, find
 from onecycle.stats_tests import Mean, mean_of_runs
 from onecycle.summary import ABSENT, duration, mean_and_deviation
-from onecycle.tracking.yaml_values import spelled
+from onecycle.yaml_values import spelled
 
 README = Path("README.md")
 BEGIN = "<!-- from results/reference, by `onecycle summary --readme` -->"
@@ -74,7 +74,7 @@ def _accuracy(results: Sequence[Results]) -> Mean:
 
 
 def _cells(recipe: str, runs: Sequence[Place], results: Sequence[Results], here: Mapping[str, Any]) -> Iterator[str]:
-    trained = [provenance.environment(place, None, {}) for place in runs]
+    trained = [provenance.kept_environment(place) for place in runs]
     seconds = [one.training_seconds for one in trained if one.training_seconds is not None]
     yield f"[{recipe}]({(REFERENCE / recipe).as_posix()})"
     yield str(len(runs))

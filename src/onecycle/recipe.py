@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from onecycle.tracking import yaml_values
+from onecycle import yaml_values
 
 SEED = "seed"
 NO_RECIPE = ("gate.", "runtime.")

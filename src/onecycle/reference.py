@@ -8,7 +8,6 @@ row tells. One folder a seed; the seeds of a recipe differ in nothing else.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -17,27 +16,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from onecycle import paths, provenance
+from onecycle import paths, provenance, signals
 from onecycle.differences import EqualRuns, Side
+from onecycle.dvc_lock import md5_of
 from onecycle.errors import UserError
 from onecycle.executions import same_run
 from onecycle.provenance import Environment, Recorded
 from onecycle.recipe import SEED, recipe_differing
 from onecycle.results import Results, read, same_model
-from onecycle.revisions import REFERENCE, Place, find, seeds
+from onecycle.revisions import REFERENCE, Place, find, references, seeds
 from onecycle.summary import duration
 from onecycle.tracking.errors import StoreError
 from onecycle.tracking.times import Training, trainings
-from onecycle.tracking.yaml_values import spelled
+from onecycle.yaml_values import spelled
 
-FILES = (
-    paths.EVALUATE_METRICS,
-    paths.PREDICTIONS,
-    paths.PER_CLASS,
-    paths.TRAIN_METRICS,
-    paths.HISTORY,
-    paths.LR_RANGE_SUGGESTION,
-)
 MOST_BYTES = 65_536
 """A file that is kept may have."""
 ENOUGH_FREEDOM = 4
@@ -47,8 +39,8 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 def recipes() -> dict[str, tuple[Place, ...]]:
     """Recipe → its runs, one a seed, of those below results/reference."""
-    found = {file.parent.parent for file in REFERENCE.glob(f"*/seed-*/{paths.PARAMS.name}")}
-    return {folder.name: seeds(Place(folder.as_posix(), None, folder)) for folder in sorted(found)}
+    found = dict.fromkeys(folder.parent for folder in references())
+    return {folder.name: seeds(Place(folder.as_posix(), None, folder)) for folder in found}
 
 
 def equal_runs(first: Side, second: Side) -> EqualRuns | None:
@@ -96,13 +88,13 @@ def record(name: str, recipe: str) -> str:
     provenance.check_current(place, results.params, made)
     target = REFERENCE / recipe / f"seed-{_seed(results)}"
     _check_fits(results, target)
-    files = {path: _content(place, path, made) for path in FILES}
+    files = {path: _content(place, path, made) for path in provenance.KEPT}
     files[paths.PARAMS] = _params(place)
-    outputs = {path.as_posix(): _md5(files[path]) for path in FILES}
+    outputs = {path.as_posix(): md5_of(files[path]) for path in provenance.KEPT}
     known, trouble = _trainings()
     trained = provenance.environment(place, made.model, known)
-    if trained == Environment():  # unless it was recorded when a row still told
-        trained = provenance.environment(Place(target.as_posix(), None, target), None, {})
+    if trained == Environment():  # no row tells: what one told when it was recorded first
+        trained = provenance.kept_environment(Place(target.as_posix(), None, target))
     files[provenance.ENVIRONMENT] = _json(asdict(trained))
     files[provenance.HASHES] = _json({"outputs": outputs | dict(made.outputs), "code": made.code})
     _write(target, files)
@@ -146,7 +138,7 @@ def _content(place: Place, path: Path, made: Recorded) -> bytes:
     if len(content) > MOST_BYTES:
         raise UserError(f"{place.of(path)} has {len(content):,} bytes; a reference takes up to {MOST_BYTES:,} a file")
     wanted = made.outputs.get(path.as_posix())
-    if wanted not in (None, _md5(content)):
+    if wanted not in (None, md5_of(content)):
         raise UserError(f"{place.of(path)} is not what dvc.lock records; run `dvc repro`")
     return content
 
@@ -187,13 +179,11 @@ def _write(target: Path, files: Mapping[Path, bytes]) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
         read(Place(target.as_posix(), None, folder))
-        if target.exists():  # a folder can only be renamed onto an empty one
-            target.rename(replaced)
-        folder.rename(target)
-
-
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+        with signals.deferred() as asked:  # between the two, neither run would be in its place
+            if target.exists():  # a folder can only be renamed onto an empty one
+                target.rename(replaced)
+            folder.rename(target)
+    asked.obey()
 
 
 def _json(tree: object) -> bytes:

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from onecycle import experiments
+from onecycle import experiments, yaml_values
 from onecycle.dvc_command import complaint, dvc
 from onecycle.errors import Stopped, UserError
 from onecycle.experiments import Task
@@ -29,7 +29,7 @@ from onecycle.recipe import NO_RECIPE, SEED, recipe_differing
 from onecycle.reference import recipes
 from onecycle.results import params_of
 from onecycle.revisions import Place
-from onecycle.tracking import context, yaml_values
+from onecycle.tracking import context
 
 Show = Callable[[str], object]
 """Shows a line in the place of the one before."""

@@ -5,19 +5,16 @@ Nothing is checked out. dvc.lock names every result by its MD5; what has its nam
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from onecycle import paths
+from onecycle import dvc_lock, paths
 from onecycle.dvc_command import dvc
 from onecycle.errors import UserError
 from onecycle.revisions import Place
-from onecycle.tracking.freshness import md5 as md5_of
-from onecycle.tracking.freshness import parse_lock
 
 MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 """As DVC writes it. Anything else, joined to a path, could lead to any file that its reader may read."""
@@ -49,7 +46,7 @@ def cached_file(files: Path, md5: str) -> Path | None:
     if not MD5.fullmatch(md5):
         return None
     cached = files / md5[:2] / md5[2:]
-    return cached if cached.is_file() and md5_of(cached) == md5.removesuffix(".dir") else None
+    return cached if cached.is_file() and dvc_lock.md5(cached) == md5.removesuffix(".dir") else None
 
 
 def restore(place: Place, files: Path, folder: Path, from_cache: FromCache) -> None:
@@ -59,7 +56,7 @@ def restore(place: Place, files: Path, folder: Path, from_cache: FromCache) -> N
     """
     for path in (paths.PARAMS, paths.DVC_LOCK):
         _write(folder / path, place.read(path))
-    lock = parse_lock(place.read(paths.DVC_LOCK) or b"")
+    lock = dvc_lock.parse_lock(place.read(paths.DVC_LOCK) or b"")
     if not lock:
         results = {value for value in vars(paths).values() if isinstance(value, Path) and value.parts[0] == "results"}
         for path in sorted(path for path in results if path.suffix in (".json", ".csv", ".parquet", ".txt")):
@@ -81,7 +78,7 @@ def restore_output(place: Place, files: Path, folder: Path, path: Path, md5: str
         from_cache(cached, target)
         return
     content = place.read(path)
-    if content is not None and hashlib.md5(content, usedforsecurity=False).hexdigest() == md5:
+    if content is not None and dvc_lock.md5_of(content) == md5:
         _write(target, content)
 
 

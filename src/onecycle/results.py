@@ -10,7 +10,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from onecycle import evaluation, paths, provenance, recipe
+from onecycle import evaluation, paths, provenance, recipe, yaml_values
 from onecycle.errors import UserError
 from onecycle.provenance import Recorded
 from onecycle.refusals import shown
 from onecycle.revisions import AbsentError, Place, find, seeds
-from onecycle.tracking import yaml_values
 
 MOST_IMAGES = 100_000_000
 """In a test set; a few bytes of Parquet can stand for billions of equal rows."""
@@ -112,6 +111,12 @@ def read_side(names: str) -> tuple[Results, ...]:
         if changed:
             raise UserError(f"{first.name} and {run.name} differ in {changed[0]}; runs of one side may differ in seed")
     return runs
+
+
+def shared_metrics(runs: Collection[Results]) -> list[str]:
+    """The metrics that all runs have, but for the ends of each run's own interval and the number of images."""
+    own = ("accuracy_low", "accuracy_high", "n")
+    return [name for name in RANGES if name not in own and all(name in run.metrics for run in runs)]
 
 
 def same_predictions(one: Results, other: Results) -> bool:

@@ -23,6 +23,11 @@ RUN_ID = re.compile(r"[0-9a-f]{32}")
 """MLflow's; no git hash or abbreviation of one has that length by habit."""
 
 
+def references() -> list[Path]:
+    """The folders of the runs below results/reference: <recipe>/seed-<n>."""
+    return sorted(file.parent for file in REFERENCE.glob(f"*/seed-*/{paths.PARAMS.name}"))
+
+
 class AbsentError(UserError):
     """There is no such run, which is not the same as a run that is broken."""
 

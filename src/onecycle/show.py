@@ -14,14 +14,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from onecycle import experiments, paths, revisions
+from onecycle import experiments, paths, revisions, yaml_values
+from onecycle.dvc_lock import Lock, parse_lock
 from onecycle.errors import UserError
 from onecycle.git_command import git_says
 from onecycle.revisions import Place
 from onecycle.tables import Page, Table
-from onecycle.tracking import context, describe, source, yaml_values
+from onecycle.tracking import context, describe, source
 from onecycle.tracking.collect import STAGES, collect
-from onecycle.tracking.freshness import Lock, parse_lock
 from onecycle.tracking.lookup import StoredRow, row_of_lock, rows_with
 
 HEADINGS = ("test/", "validation/", "train/", "test_epoch/", "lr_range/", "stats/")
@@ -111,14 +111,14 @@ def _metrics(place: Place) -> dict[str, float]:
             for findings in (collect(stage, folder) for stage in STAGES):
                 for values in (findings.metrics, *(values for _, values in findings.series)):
                     found |= values
-        except (ValueError, KeyError) as error:  # no files that a stage has written
+        except (OSError, ValueError) as error:  # no files that a stage has written
             raise UserError(f"{place.name}: its results cannot be read: {error}") from None
         return found
 
 
 def _changed(place: Place, row: StoredRow | None, params: Mapping[str, str]) -> str | None:
     if row:
-        return row.tags.get("params.changed", "")
+        return row.tags.get("params.changed", "") if "git.commit" in row.tags else None
     if place.commit:
         baseline = {one.commit: one.baseline for one in experiments.finished()}.get(place.commit)
         return context.overrides(params, baseline) if baseline else ""

@@ -13,13 +13,13 @@ from statistics import fmean
 from typing import Any
 
 from onecycle.errors import UserError
-from onecycle.executions import Execution
+from onecycle.executions import NamedRun
 from onecycle.recipe import SEED, recipe_differing
-from onecycle.results import RANGES
+from onecycle.results import RANGES, shared_metrics
 from onecycle.revisions import REFERENCE, WORKSPACE
 from onecycle.stats_tests import Mean, mean_of_runs
 from onecycle.tables import Page, Table
-from onecycle.tracking.yaml_values import spelled
+from onecycle.yaml_values import spelled
 
 ABSENT = "–"
 HERE = (WORKSPACE, "HEAD")
@@ -32,7 +32,7 @@ class Group:
 
     label: str
     """A recipe's name below results/reference, or how its params differ from those the others are seen from."""
-    runs: tuple[Execution, ...]
+    runs: tuple[NamedRun, ...]
     differs: str = ""
     """By what params, where the label is a name."""
 
@@ -42,13 +42,12 @@ class Group:
 
     @property
     def metrics(self) -> dict[str, Mean]:
-        """Every metric that all runs have, but the ends of each run's own interval; no interval leaves its range."""
-        own = ("accuracy_low", "accuracy_high", "n")
-        shared = [name for name in RANGES if name not in own and all(name in run.results.metrics for run in self.runs)]
+        """Every metric that all runs have; no interval leaves its range."""
+        shared = shared_metrics([run.results for run in self.runs])
         return {name: _within(RANGES[name], mean_of_runs(self.values(name))) for name in shared}
 
     @property
-    def best(self) -> Execution:
+    def best(self) -> NamedRun:
         """The run of the highest accuracy, the first of several."""
         return max(self.runs, key=lambda run: run.results.metrics["accuracy"])
 
@@ -66,7 +65,7 @@ def _within(values: tuple[float, float], mean: Mean) -> Mean:
     return mean._replace(low=max(values[0], mean.low), high=min(values[1], mean.high))
 
 
-def groups(executions: Sequence[Execution]) -> list[Group]:
+def groups(executions: Sequence[NamedRun]) -> list[Group]:
     """Put executions of one recipe, tested on the same data, together; the most accurate group first.
 
     Raises:
@@ -74,7 +73,7 @@ def groups(executions: Sequence[Execution]) -> list[Group]:
     """
     if not executions:
         raise UserError("there is no execution with results; run `dvc repro`, or `onecycle replicate` for several")
-    gathered: list[list[Execution]] = []
+    gathered: list[list[NamedRun]] = []
     for execution in executions:
         for members in gathered:
             if _alike(members[0], execution):
@@ -97,21 +96,21 @@ def groups(executions: Sequence[Execution]) -> list[Group]:
     return sorted(found, key=lambda group: fmean(group.values("accuracy")), reverse=True)
 
 
-def _alike(one: Execution, other: Execution) -> bool:
+def _alike(one: NamedRun, other: NamedRun) -> bool:
     """Whether two are runs of one recipe; of one without params nobody can tell."""
     first, second = one.results, other.results
     known = bool(first.params) and bool(second.params)
     return known and first.digest == second.digest and not recipe_differing(first.params, second.params)
 
 
-def _recipe(members: Sequence[Execution]) -> str | None:
+def _recipe(members: Sequence[NamedRun]) -> str | None:
     """The one folder of results/reference/<recipe>/seed-<n> that has runs of this group."""
     folders = [Path(name).parent for run in members for name in run.names]
     recipes = {folder.name for folder in folders if folder.parent == REFERENCE}
     return recipes.pop() if len(recipes) == 1 else None
 
 
-def _label(members: Sequence[Execution], base: Sequence[Execution]) -> str:
+def _label(members: Sequence[NamedRun], base: Sequence[NamedRun]) -> str:
     params, reference = members[0].results.params, base[0].results.params
     if not params:
         return f"{members[0].names[0]}, of unknown params"
@@ -177,7 +176,7 @@ def document(found: Sequence[Group], left_out: dict[str, str]) -> dict[str, Any]
     }
 
 
-def _run_document(run: Execution) -> dict[str, Any]:
+def _run_document(run: NamedRun) -> dict[str, Any]:
     return {
         "names": list(run.names),
         "commit": run.results.commit,

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onecycle import paths
+from onecycle import paths, yaml_values
+from onecycle.dvc_lock import Lock
 from onecycle.errors import UserError
 from onecycle.params import GateParams
 from onecycle.reproduction.surroundings import Difference
 from onecycle.results import Results, read
 from onecycle.revisions import AbsentError, Place
-from onecycle.tracking import yaml_values
-from onecycle.tracking.freshness import Lock
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +65,7 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class Figures:
+class Measured:
     """What one run measured."""
 
     metrics: Mapping[str, float]
@@ -149,7 +148,7 @@ def changed_code(recorded: Lock, now: Lock, stages: Collection[str]) -> list[tup
     return changed
 
 
-def figures(place: Place) -> Figures:
+def measured(place: Place) -> Measured:
     """A run's metrics and predictions; of what cannot be read, or makes no sense, there is a note, and the rest."""
     numbers: dict[str, float] = {}
     results, notes = None, []
@@ -164,10 +163,10 @@ def figures(place: Place) -> Figures:
         pass
     except UserError as error:
         notes.append(f"no predictions are compared: {error}")
-    return Figures(numbers, results, notes)
+    return Measured(numbers, results, notes)
 
 
-def metrics(recorded: Figures, now: Figures) -> dict[str, tuple[float | None, float | None]]:
+def metrics(recorded: Measured, now: Measured) -> dict[str, tuple[float | None, float | None]]:
     """Every number in the stages' metrics, as "evaluate.accuracy"."""
     then, here = recorded.metrics, now.metrics
     return {name: (then.get(name), here.get(name)) for name in dict.fromkeys([*then, *here])}
@@ -209,7 +208,7 @@ def _state(file: Path, whose: str) -> Mapping[str, torch.Tensor]:
     return state
 
 
-def predictions(recorded: Figures, now: Figures) -> Predictions | None:
+def predictions(recorded: Measured, now: Measured) -> Predictions | None:
     """The test images, one by one; None where there are none to compare.
 
     Raises:

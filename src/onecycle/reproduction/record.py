@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onecycle import experiments, paths, revisions
+from onecycle import experiments, paths, revisions, yaml_values
+from onecycle.dvc_lock import Lock, parse_lock, recorded_params
 from onecycle.errors import UserError
 from onecycle.git_command import complaint, run_git
 from onecycle.revisions import Place
-from onecycle.tracking import patch, source, yaml_values
-from onecycle.tracking.freshness import Lock, parse_lock, recorded_params
+from onecycle.tracking import patch, source
 
 if TYPE_CHECKING:
     from onecycle.tracking.lookup import StoredRow
@@ -32,13 +32,14 @@ class Record:
     """Its dvc.lock."""
     params: Mapping[str, str]
     """By dotted key, as YAML spells them: of the row, or those its stages ran with."""
+    stages: Lock
+    """dvc.lock, read."""
     row: StoredRow | None
     """Its row in MLflow, where it has one."""
-
-    @property
-    def stages(self) -> Lock:
-        """dvc.lock, read."""
-        return parse_lock(self.lock)
+    redacted: bool = False
+    """Whether `changes` lack secrets."""
+    trouble: str = ""
+    """Why MLflow did not say whether it has a row of it."""
 
     @property
     def name(self) -> str:
@@ -63,19 +64,25 @@ def find_record(name: str) -> Record:
     commit = place.commit or (_head() if name == revisions.WORKSPACE else None)
     if commit is None:
         raise UserError(f"{name} is a folder, and says nothing of the code that made it; give a run, or a revision")
-    changes = b""
+    changes = patch.Patch(b"", "")
     if name == revisions.WORKSPACE:
-        taken = patch.take()
-        if taken.note and not taken.content:
-            raise UserError(f"the changes of the workspace are {taken.note}; commit them")
-        changes = taken.content
+        changes = patch.take()
+        if changes.note and not changes.content:
+            raise UserError(f"the changes of the workspace are {changes.note}; commit them")
     from onecycle.tracking.lookup import row_of_lock
 
     lock = place.read(paths.DVC_LOCK)
     if lock is None:
         raise UserError(f"{place.of(paths.DVC_LOCK)} is missing, so nothing is recorded of it; {place.remedy}")
-    params = {key: yaml_values.spelled(value) for key, value in recorded_params(_parsed(place, lock)).items()}
-    return Record(place, commit, changes, lock, params, row_of_lock(lock))
+    stages = _parsed(place, lock)
+    params = {key: yaml_values.spelled(value) for key, value in recorded_params(stages).items()}
+    row, trouble = None, ""
+    try:
+        row = row_of_lock(lock)
+    except UserError as error:  # which takes nothing that is needed to make it again
+        trouble = str(error)
+    redacted = changes.note == patch.REDACTED
+    return Record(place, commit, changes.content, lock, params, stages, row, redacted, trouble)
 
 
 def _of_row(place: Place, row: StoredRow) -> Record:
@@ -101,8 +108,9 @@ def _of_row(place: Place, row: StoredRow) -> Record:
                 f"run {row.run_id} was made with changes that are in no commit ({row.tags.get('git.changed')}), and "
                 f"holds no patch of them ({why}); commit before you run"
             )
-    _parsed(place, lock)
-    return Record(place, _present(commit, f"run {row.run_id}"), changes, lock, row.params, row)
+    redacted = row.tags.get("git.patch") == patch.REDACTED
+    stages = _parsed(place, lock)
+    return Record(place, _present(commit, f"run {row.run_id}"), changes, lock, row.params, stages, row, redacted)
 
 
 def _parsed(place: Place, lock: bytes) -> Lock:

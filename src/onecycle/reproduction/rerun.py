@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onecycle import dvc_command, params, paths, restoring
+from onecycle.dvc_lock import Lock, parse_graph, read_lock, undone
 from onecycle.errors import UserError
 from onecycle.reproduction import agreement, surroundings
-from onecycle.reproduction.agreement import Agreement, Figures
+from onecycle.reproduction.agreement import Agreement, Measured
 from onecycle.reproduction.record import Record, find_record, set_params
 from onecycle.reproduction.surroundings import Difference
 from onecycle.reproduction.worktree import Worktree, worktree
 from onecycle.revisions import Place
-from onecycle.tracking import patch
-from onecycle.tracking.freshness import Lock, parse_graph, read_lock, undone
 from onecycle.tracking.sync import sync
 
 if TYPE_CHECKING:
@@ -74,10 +73,12 @@ def reproduce(name: str, options: Options) -> Reproduction:
     record = find_record(name)
     attempt = uuid.uuid4().hex[:12]
     with worktree(record.commit, attempt) as tree:
-        return _in(tree, record, options, attempt, limits)
+        return _reproduce_in(tree, record, options, attempt, limits)
 
 
-def _in(tree: Worktree, record: Record, options: Options, attempt: str, limits: params.GateParams) -> Reproduction:
+def _reproduce_in(
+    tree: Worktree, record: Record, options: Options, attempt: str, limits: params.GateParams
+) -> Reproduction:
     graph = _prepare(tree, record)
     not_made = undone(graph, record.stages, record.params)
     stages = [stage for stage in graph if stage not in not_made]
@@ -90,16 +91,19 @@ def _in(tree: Worktree, record: Record, options: Options, attempt: str, limits: 
     causes = [*differing, *surroundings.noise(record.tags, here, record.params)]
     files = restoring.cache()
     _furnish(tree, record, options, files)
-    recorded = agreement.figures(record.place)  # before the hours in which the workspace may get another run's
+    recorded = agreement.measured(record.place)  # before the hours in which the workspace may get another run's
     ran = _run(tree, stages, options, python, f"{record.row.run_id if record.row else record.commit} {attempt}")
     causes += surroundings.elsewhere(ran, record.tags)
-    notes = _sent()
+    unsent = _sent()
+    notes = []
     if not_made:
         notes.append(f"the run did not make what {', '.join(not_made)} would, so that is not compared")
     found = _compare(tree, record, recorded, stages, causes, files, limits, notes)
     row = None
     try:
         row = _own_row(attempt) if ran else None
+        if ran and row is None and unsent:
+            notes.append(f"MLflow has not got the row yet: {unsent}")
         _link(record, row, found.verdict)
     except UserError as error:  # what came of hours of work is told all the same
         notes.append(f"MLflow cannot be told: {error}")
@@ -129,12 +133,13 @@ def _python(tree: Worktree, options: Options) -> Path:
 def _tell(record: Record, differing: Sequence[Difference], options: Options) -> None:
     """What is about to happen, and what will differ."""
     row = f", run {record.row.run_id}" if record.row and record.name != record.row.run_id else ""
-    changes = " with the changes its row holds" if record.changes and record.row else ""
+    changes = " with the changes that were in no commit" if record.changes else ""
     print(f"reproduce: {record.name}{row}, from commit {record.commit[:12]}{changes}", file=sys.stderr)
-    if record.tags.get("git.patch") == patch.REDACTED:
+    if record.redacted:
         print("reproduce: its patch lacks secrets that were in the code; what reads them will differ", file=sys.stderr)
     if not record.row:
-        print("reproduce: no row in MLflow is of it, so what it was made with is not known", file=sys.stderr)
+        why = record.trouble or "no row in MLflow is of it"
+        print(f"reproduce: {why}, so what it was made with is not known", file=sys.stderr)
     for difference in differing if record.row else ():
         print(f"reproduce: not as it was: {difference}", file=sys.stderr)
     packages = [one for one in differing if f"version.{one.what}" in record.tags]
@@ -189,20 +194,20 @@ def _run(tree: Worktree, stages: Sequence[str], options: Options, python: Path, 
     return [stage for stage in stages if stage in ran]
 
 
-def _sent() -> list[str]:
-    """See to it that the row is in the store; returns what is in the way."""
+def _sent() -> str:
+    """See to it that the row is in the store; returns what is in the way, which may be in that of other rows only."""
     try:
         for _ in sync():
             pass
     except UserError as error:
-        return [f"MLflow has not got the row yet: {error}"]
-    return []
+        return str(error)
+    return ""
 
 
 def _compare(
     tree: Worktree,
     record: Record,
-    recorded: Figures,
+    recorded: Measured,
     stages: Sequence[str],
     causes: Sequence[Difference],
     files: Path,
@@ -211,7 +216,7 @@ def _compare(
 ) -> Agreement:
     then, now = record.stages, read_lock(tree.folder)
     stages = [stage for stage in stages if stage in then or stage in now]
-    again = agreement.figures(Place(f"{record.name}, again", None, tree.folder))
+    again = agreement.measured(Place(f"{record.name}, again", None, tree.folder))
     notes += [*recorded.notes, *again.notes]
     outputs = agreement.outputs(then, now, stages)
     md5 = next((one.recorded for one in outputs if one.path == paths.MODEL.as_posix()), None)

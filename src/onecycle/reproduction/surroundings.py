@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from onecycle import paths
+from onecycle import paths, yaml_values
 from onecycle.errors import UserError
-from onecycle.tracking import context, yaml_values
+from onecycle.tracking import context
 
 _ASKED = """
 import json, platform, sys

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
 from onecycle import paths
+from onecycle.dvc_lock import md5_of
 from onecycle.errors import UserError
-from onecycle.revisions import Place
+from onecycle.results import Results
 from onecycle.tracking.errors import StoreError, guarded
-from onecycle.tracking.filling import model_read_by
-from onecycle.tracking.freshness import parse_lock
 from onecycle.tracking.lookup import Version, aliases
 from onecycle.tracking.registry import find
 from onecycle.tracking.store import EXPERIMENT_PREFIX, existing_client
@@ -24,11 +22,10 @@ if TYPE_CHECKING:
 ALIAS = "champion"
 
 
-def promote(candidate: Place, dataset: str, baseline: str, judged: Place | None) -> str:
+def promote(candidate: Results, baseline: str, judged: Results | None) -> str:
     """Make the model of `candidate`, which has passed the gate, the champion; returns what was done, as a sentence.
 
     Args:
-        dataset: name of the candidate's data set, which the registered model is named after.
         baseline: what the candidate was judged by, as it was asked for.
         judged: the run that this was; None where there was none, or several.
 
@@ -38,7 +35,7 @@ def promote(candidate: Place, dataset: str, baseline: str, judged: Place | None)
     """
     try:
         client = existing_client()
-        version = _version(client, candidate, dataset) if client else None
+        version = _version(client, candidate) if client else None
         if client is None or version is None:
             raise UserError(
                 f"the model of {candidate.name} has no version in MLflow's registry, so it is not promoted; "
@@ -47,7 +44,8 @@ def promote(candidate: Place, dataset: str, baseline: str, judged: Place | None)
         paths.state().mkdir(exist_ok=True)
         with FileLock(paths.state() / "champion.lock"):  # of two promotions, the second sees what the first has done
             champion = aliases(client, version.name).get(ALIAS)
-            expected = judged.row.version.number if judged and judged.row and judged.row.version else None
+            row = judged.place.row if judged else None
+            expected = row.version.number if row and row.version else None
             if baseline == f"models:/{version.name}@{ALIAS}" and champion != expected:
                 raise UserError(
                     f"{baseline} was {_named(expected)} when it judged {candidate.name}, and is {_named(champion)} "
@@ -85,29 +83,24 @@ def _tag(client: MlflowClient, version: Version, tags: dict[str, str]) -> None:
         client.set_model_version_tag(version.name, version.number, key, value)
 
 
-def _version(client: MlflowClient, candidate: Place, dataset: str) -> Version | None:
-    """The version of a run's model: a row names it, and any other run's dvc.lock has the MD5 by which it is known."""
-    if candidate.row:
-        return candidate.row.version
-    found = find(client, EXPERIMENT_PREFIX + dataset, _model_md5(candidate))
+def _version(client: MlflowClient, candidate: Results) -> Version | None:
+    """The version of a run's model: a row names it, and any other run has the MD5 by which it is known."""
+    if candidate.place.row:
+        return candidate.place.row.version
+    dataset = candidate.params.get("data.dataset", "")
+    found = find(client, f"{EXPERIMENT_PREFIX}{dataset}", _model_md5(candidate))
     return Version(found.name, str(found.version)) if found else None
 
 
-def _model_md5(place: Place) -> str:
-    """The model that the run's results are of, as dvc.lock beside them says. Raises `UserError` if it does not."""
-    content = place.read(paths.DVC_LOCK)
-    if content is None:
+def _model_md5(run: Results) -> str:
+    """The model that the run's results are of, as what is recorded of it says. Raises `UserError` if it does not."""
+    place, outputs = run.place, run.made.outputs
+    if not outputs:
         raise UserError(f"{place.of(paths.DVC_LOCK)} is missing, so which model its results are of is unknown")
-    try:
-        lock = parse_lock(content)
-    except ValueError as error:
-        raise UserError(f"{place.of(paths.DVC_LOCK)}: {error}") from None
-    recorded = {out["path"]: out.get("md5") for out in lock.get("evaluate", {}).get("outs", ())}
     for path in (paths.EVALUATE_METRICS, paths.PREDICTIONS):
-        found = hashlib.md5(place.read(path) or b"", usedforsecurity=False).hexdigest()
-        if found != recorded.get(path.as_posix()):
+        if md5_of(place.read(path) or b"") != outputs.get(path.as_posix()):
             raise UserError(
                 f"{place.of(path)} is not what {paths.DVC_LOCK} beside it records, so which model it is of is unknown; "
                 "run `dvc repro`"
             )
-    return model_read_by("evaluate", lock) or ""
+    return run.made.model or ""

@@ -35,8 +35,17 @@ class Findings:
 
 
 def collect(stage: str, root: Path = Path()) -> Findings:
-    """Read what a stage left in the workspace at `root`; what is not there is left out."""
-    findings = _READERS[stage](root)
+    """Read what a stage left in the workspace at `root`; what is not there is left out.
+
+    Raises:
+        OSError, ValueError: a file cannot be read, or holds something else than the stage writes.
+    """
+    try:
+        findings = _READERS[stage](root)
+    except KeyError as error:  # of a time when files held other things
+        raise ValueError(f"what {stage} wrote lacks {error}") from None
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"what {stage} wrote is not as it writes it: {error}") from None
     findings.artifacts = [(root / file, folder) for file, folder in findings.artifacts if (root / file).is_file()]
     if findings.model:
         model, pictures = (root / file for file in findings.model)

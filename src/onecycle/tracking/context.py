@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
+import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -11,10 +13,9 @@ from textwrap import shorten
 
 import psutil
 
-from onecycle import paths
-from onecycle.tracking import yaml_values
+from onecycle import paths, yaml_values
 from onecycle.tracking.execution import Execution
-from onecycle.tracking.git import git
+from onecycle.tracking.git import RESULTS, git
 from onecycle.tracking.redaction import without_secrets
 
 VERSIONS = (
@@ -24,10 +25,6 @@ VERSIONS = (
 """Of packages that write results, or see to it that others do."""
 NAME_WIDTH = 80
 """Characters of a row's name."""
-_RESULTS = (":(exclude)results", ":(exclude)dvc.lock")
-"""What the pipeline itself rewrites, so that it says nothing about whether the code was changed."""
-
-
 _STATUS = ("--porcelain", "-z", "--branch", "--untracked-files=normal", "--no-renames")
 """Whatever a user's own settings say; with -z no name is quoted."""
 
@@ -40,7 +37,7 @@ def tags(execution: Execution, params: Mapping[str, str]) -> dict[str, str]:
 def source(execution: Execution, params: Mapping[str, str]) -> dict[str, str]:
     """The tags that tell what a row was made from."""
     commit = git("rev-parse", "HEAD")
-    status = list(filter(None, git("status", *_STATUS, "--", ".", *_RESULTS).split("\0"))) if commit else []
+    status = list(filter(None, git("status", *_STATUS, "--", ".", *RESULTS).split("\0"))) if commit else []
     changed = [entry[3:] for entry in status[1:]]
     branch = _branch(commit) if commit else ""
     reproduced, _, attempt = os.environ.get(paths.REPRODUCES, "").rpartition(" ")
@@ -68,7 +65,7 @@ def source(execution: Execution, params: Mapping[str, str]) -> dict[str, str]:
 
 def changed_between(one: str, other: str) -> list[str]:
     """The files that differ between two commits, but for what the pipeline itself writes."""
-    names = git("diff", "--name-only", "-z", "--no-renames", "--relative", one, other, "--", ".", *_RESULTS)
+    names = git("diff", "--name-only", "-z", "--no-renames", "--relative", one, other, "--", ".", *RESULTS)
     return [name for name in names.split("\0") if name]
 
 
@@ -122,10 +119,15 @@ def _version(package: str) -> str:
 
 
 def processor() -> str:
-    """The processor's name as its maker gives it; `platform.processor()` is empty or "x86_64" on Linux."""
+    """The processor's name as its maker gives it; `platform.processor()` says nothing, "x86_64" or "arm"."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
+    if sys.platform == "darwin":
+        asked = subprocess.run(
+            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
+        )
+        return asked.stdout.strip() or platform.machine()
     return platform.processor() or platform.machine()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from onecycle.tracking import patch, source
-from onecycle.tracking.summary import Summary
+from onecycle.tracking.row_state import RowState
 
 _HEADLINES = (
     ("test/accuracy", "test accuracy", "{:.2%}"),
@@ -34,34 +34,32 @@ _SOURCE = {
 }
 
 
-def description(summary: Summary, run_id: str) -> str:
+def description(state: RowState, run_id: str) -> str:
     """The row's description so far; `run_id` is the row's in its store."""
     rows = [
-        f"| {words} | {form.format(summary.metrics[name])} |"
-        for name, words, form in _HEADLINES
-        if name in summary.metrics
+        f"| {words} | {form.format(state.metrics[name])} |" for name, words, form in _HEADLINES if name in state.metrics
     ]
     table = ["| | |", "|---|---|", *rows, ""] if rows else []
-    return "\n".join([*table, *again(summary.tags, run_id)])
+    return "\n".join([*table, *again(state.tags, run_id)])
 
 
-def execution(summary: Summary) -> dict[str, dict[str, str]]:
+def execution(state: RowState) -> dict[str, dict[str, str]]:
     """What is true of one execution only, as heading → name → value: where the seconds went, how fast, on what."""
-    seconds = {stage: f"{value:,.1f}" for stage, value in summary.seconds.items() if summary.stages[stage] == "ran"}
-    kept = {stage: "kept by DVC" for stage, end in summary.stages.items() if end == "cached"}
+    seconds = {stage: f"{value:,.1f}" for stage, value in state.seconds.items() if state.stages[stage] == "ran"}
+    kept = {stage: "kept by DVC" for stage, end in state.stages.items() if end == "cached"}
     speed = {
-        words: f"{summary.metrics[name]:,.{digits}f}"
+        words: f"{state.metrics[name]:,.{digits}f}"
         for words, name, digits in (
             ("images a second", "train/images_per_second", 0),
             ("seconds an epoch", "train/epoch_seconds", 1),
         )
-        if name in summary.metrics
+        if name in state.metrics
     }
     told = {
         "seconds": {**kept, **seconds},
         "training, last epoch": speed,
-        "machine": {words: summary.tags[name] for words, name in _MACHINE.items() if name in summary.tags},
-        "made from": {words: summary.tags[name] for words, name in _SOURCE.items() if name in summary.tags},
+        "machine": {words: state.tags[name] for words, name in _MACHINE.items() if name in state.tags},
+        "made from": {words: state.tags[name] for words, name in _SOURCE.items() if name in state.tags},
     }
     return {heading: values for heading, values in told.items() if values}
 

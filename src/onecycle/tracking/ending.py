@@ -7,9 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from onecycle import paths
+from onecycle.dvc_lock import Lock, md5, parse_graph, parse_lock, undone
 from onecycle.tracking.collect import STAGES
 from onecycle.tracking.execution import Execution
-from onecycle.tracking.freshness import Lock, md5, parse_graph, parse_lock, undone
 from onecycle.tracking.git import experiment_commit
 
 _ASKING = {"-i", "--interactive", "--dry"}

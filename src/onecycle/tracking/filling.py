@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from onecycle import paths
+from onecycle.dvc_lock import Lock, fresh, md5, read_lock
 from onecycle.tracking.collect import Findings, collect
-from onecycle.tracking.freshness import Lock, fresh, md5, read_lock
 from onecycle.tracking.journal import Journal
 
 TRAINED_TAG = "train.model"

@@ -32,9 +32,6 @@ class Version(NamedTuple):
     name: str
     number: str
 
-    def __str__(self) -> str:
-        return f"models:/{self.name}/{self.number}"
-
 
 @dataclass(frozen=True)
 class StoredRow:

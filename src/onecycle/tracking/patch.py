@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from onecycle.errors import UserError
 from onecycle.git_command import complaint, run_git
-from onecycle.tracking.git import SECONDS
+from onecycle.tracking.git import RESULTS, SECONDS
 from onecycle.tracking.redaction import without_secrets
 
 LARGEST = 2**20
@@ -19,7 +19,7 @@ CODE = ("src", "stages")
 """Where a file that git does not know yet is taken along; elsewhere it may be anything, a password too."""
 KEPT, REDACTED = "kept", "kept, secrets left out"
 EMPTY = "empty: nothing that stages are made of"
-EXCLUDED = (":(exclude)results", ":(exclude)dvc.lock", ":(exclude).dvc")
+EXCLUDED = (*RESULTS, ":(exclude).dvc")
 """What the pipeline itself writes, and DVC's settings, which may hold what opens a remote."""
 
 # Whatever a user's own settings say, `git apply` is to read it.

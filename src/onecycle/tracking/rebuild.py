@@ -14,16 +14,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from onecycle import experiments, params, paths, provenance, restoring
+from onecycle import experiments, params, paths, provenance, restoring, yaml_values
+from onecycle.dvc_lock import parse_lock, read_lock, recorded_params
 from onecycle.errors import UserError
 from onecycle.git_command import git_says
-from onecycle.revisions import REFERENCE, WORKSPACE, Place
-from onecycle.tracking import context, registry, source, yaml_values
+from onecycle.revisions import REFERENCE, WORKSPACE, Place, references
+from onecycle.tracking import context, registry, source
 from onecycle.tracking.collect import STAGES, Findings, collect
 from onecycle.tracking.errors import DeletedRowError, StoreError
 from onecycle.tracking.execution import Execution, Process
 from onecycle.tracking.filling import log, model_read_by
-from onecycle.tracking.freshness import parse_lock, read_lock, recorded_params
 from onecycle.tracking.journal import Journal, root
 from onecycle.tracking.sender import send
 from onecycle.tracking.store import EXPERIMENT_PREFIX, Store, connect
@@ -59,8 +59,6 @@ def rebuild() -> Iterator[str]:
             raise UserError(f"{error}; run `onecycle sync --from-git` again when the store is back") from None
         except (ValueError, OSError) as error:  # what it holds is not what DVC or a person would have written
             yield f"{past.place.name}: {error}, so no row"
-        except KeyError as error:  # of a time when files held other things
-            yield f"{past.place.name}: its results lack {error}, so no row"
 
 
 def _add(past: Past, cache: Path) -> str:
@@ -116,9 +114,10 @@ def _journal(past: Past, row: str, values: dict[str, str], lock: bytes, found: d
             file = journal.keep_content(source.LOCK.name, lock)
             journal.append("artifact", stage=last, file=file, folder=source.FOLDER)
         journal.append("close", at=past.started, stage=last, status="FINISHED")
+        recorded = parse_lock(lock)
         for stage, findings in found.items():
             journal.append("cached", stage=stage)
-            log(journal, stage, findings, model_md5=model_read_by(stage, parse_lock(lock)))
+            log(journal, stage, findings, model_md5=model_read_by(stage, recorded))
         return Journal(journal.folder.rename(_made(root()) / f"git-{row}"))
 
 
@@ -132,7 +131,7 @@ def _tags(past: Past, values: dict[str, str]) -> dict[str, str]:
         overrides = context.overrides(values, past.made_from) if paths.PARAMS.name in changed else ""
         tags |= {"dvc.exp_name": past.experiment, "dvc.baseline": past.made_from, "params.changed": overrides}
         return tags | {"git.dirty": str(bool(changed)).lower(), "git.changed": ", ".join(changed[:20])}
-    trained = provenance.environment(past.place, None, {})
+    trained = provenance.kept_environment(past.place)
     return tags | provenance.tags(trained) | {"params.changed": context.overrides(values, past.made_from)}
 
 
@@ -145,12 +144,11 @@ def _experiments() -> Iterator[Past]:
 
 
 def _references() -> Iterator[Past]:
-    """Folders below results/reference that hold a run: its params and what it measured."""
-    for file in sorted(REFERENCE.rglob(paths.PARAMS.name)):
-        place = Place(str(file.parent.relative_to(REFERENCE)), None, file.parent)
-        commit, _, seconds = git_says("log", "-1", "--format=%H %ct", "--", str(file.parent)).partition(" ")
+    for folder in references():
+        place = Place(str(folder.relative_to(REFERENCE)), None, folder)
+        commit, _, seconds = git_says("log", "-1", "--format=%H %ct", "--", str(folder)).partition(" ")
         if commit:
-            made_from = provenance.environment(place, None, {}).commit or commit
+            made_from = provenance.kept_environment(place).commit or commit
             yield Past(place, made_from, int(seconds) * 1000)
 
 

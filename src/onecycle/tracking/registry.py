@@ -11,8 +11,8 @@ from filelock import FileLock
 from onecycle import paths
 from onecycle.tracking.errors import guarded
 from onecycle.tracking.export import export
+from onecycle.tracking.row_state import Model
 from onecycle.tracking.store import Store, as_mlflows_own
-from onecycle.tracking.summary import Model
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,7 +27,7 @@ VERSION_TAG = "model.version"
 """Of a row: the version it made or shares, as "onecycle-cifar10/3"."""
 
 
-def record(store: Store, run_id: str, model: Model, files: Path, evaluated: int | None) -> None:
+def attach_model(store: Store, run_id: str, model: Model, files: Path, evaluated: int | None) -> None:
     """Have a row name the version of its model; one that the store has not got is exported and registered.
 
     Args:

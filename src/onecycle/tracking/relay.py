@@ -13,17 +13,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from onecycle import paths
+from onecycle.dvc_lock import parse_lock
 from onecycle.tracking import registry, source
 from onecycle.tracking.collect import STAGES
 from onecycle.tracking.describe import description
 from onecycle.tracking.ending import cut_short, left_by, left_undone, temporary
 from onecycle.tracking.errors import DeletedRowError, StoreError
 from onecycle.tracking.filling import fill_in
-from onecycle.tracking.freshness import parse_lock
 from onecycle.tracking.git import final_lock
 from onecycle.tracking.journal import Entry, Journal
+from onecycle.tracking.row_state import RowState
 from onecycle.tracking.store import EXPERIMENT_PREFIX, Store, connect
-from onecycle.tracking.summary import Summary
 from onecycle.tracking.system import SystemMetrics
 
 
@@ -32,13 +32,14 @@ class Relay:
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
-        self.summary = Summary()
-        self._read = 0  # bytes taken into the summary
+        self.state = RowState()
+        self._read = 0  # bytes taken into the state
         self._store: Store | None = None
         self._known_params: dict[str, str] = {}  # by the store, from this process
         self._known_tags: dict[str, str] = {}
         self._known_end: tuple[str, int | None] | None = None
         self._model_recorded = False
+        self._command_ended = False
         self._watched = False  # whether the command was seen alive, so that its end was seen, too
         self._sent = replace(journal.sent(), trouble=None)
         journal.acknowledge(self._sent)
@@ -58,38 +59,45 @@ class Relay:
     @property
     def over(self) -> bool:
         """Whether nothing will be appended any more."""
-        execution = self.summary.execution
-        return self.summary.running is None and not (execution and self.journal.runs(execution.process))
+        return self.state.running is None and not self._command_runs()
 
     @property
     def done(self) -> bool:
         """Whether the journal can go."""
-        return self.over and not self.journal.unsent() and (self._model_recorded or not self.summary.model)
+        return self.over and not self.journal.unsent() and (self._model_recorded or not self.state.model)
 
     def read(self) -> None:
         """Take in what was appended, and note it when the stage that has the row open was killed."""
         self._take_in()
+        self._command_runs()  # asked first, since what is appended here makes the journal of another machine look alive
         if self._killed():
             self._take_in()  # what it may have appended between the reading and its end
-        if self.summary.running and self._killed():
-            self.journal.append("close", stage=self.summary.running[0], status="KILLED", durable=True)
+        if self.state.running and self._killed():
+            self.journal.append("close", stage=self.state.running[0], status="KILLED", durable=True)
             self._take_in()
         self._watched = self._watched or not self.over
 
     def _take_in(self) -> None:
         for entry, end in self.journal.entries(self._read):
-            self.summary.add([entry])
+            self.state.add([entry])
             self._read = end
+
+    def _command_runs(self) -> bool:
+        """Whether the command may start further stages. Once it has ended, it has."""
+        execution = self.state.execution
+        if execution and not self._command_ended:
+            self._command_ended = not self.journal.runs(execution.process)
+        return execution is not None and not self._command_ended
 
     def _killed(self) -> bool:
         """Whether the stage that has the row open, for all that was read, has ended."""
-        return self.summary.running is not None and not self.journal.runs(self.summary.running[1])
+        return self.state.running is not None and not self.journal.runs(self.state.running[1])
 
     def note(self, system: SystemMetrics) -> None:
         """While a stage runs, add how busy the machine is, by seconds since the row began."""
-        if self.summary.running and (values := system.sample()):
-            seconds = int(time.time() - self.summary.started / 1000)
-            self.journal.append("metrics", stage=self.summary.running[0], values=values, step=seconds)
+        if self.state.running and (values := system.sample()):
+            seconds = int(time.time() - self.state.started / 1000)
+            self.journal.append("metrics", stage=self.state.running[0], values=values, step=seconds)
 
     def finish(self, patient: bool = False) -> bool:
         """Add what shows only when the command has ended: its dvc.lock, later stages whose results DVC kept, and
@@ -101,10 +109,10 @@ class Relay:
         Returns:
             False when that is to be waited for.
         """
-        summary, execution = self.summary, self.summary.execution
-        if not execution or not execution.command or summary.status != "FINISHED" or source.LOCK_TAG in summary.tags:
+        state, execution = self.state, self.state.execution
+        if not execution or not execution.command or state.status != "FINISHED" or source.LOCK_TAG in state.tags:
             return True
-        workspace = Path(summary.workspace)
+        workspace = Path(state.workspace)
         try:
             lock = final_lock(workspace, execution.experiment, execution.baseline)
             parse_lock(lock.encode())
@@ -113,16 +121,16 @@ class Relay:
         gone = execution.experiment and not workspace.exists()
         seen = self._watched or gone  # else others may have been at work there since
         ours = gone or temporary(workspace) or (seen and not self._later(workspace / paths.DVC_LOCK))
-        if not (ours or left_by(lock, summary.stages, summary.params, self._copies())):
+        if not (ours or left_by(lock, state.stages, state.params, self._copies())):
             return True
-        undone = left_undone(lock, workspace, summary.stages, summary.params) if seen else []
+        undone = left_undone(lock, workspace, state.stages, state.params) if seen else []
         cut = bool(undone) and cut_short(execution, workspace)
         if patient and (cut is None or (temporary(workspace) and not lock)):  # half removed, it may hold nothing
             return False
         if lock:
             with suppress(FileNotFoundError, ValueError):  # the next command is at work there already
-                later = [stage for stage in STAGES if stage not in summary.stages]
-                fill_in(self.journal, later, summary.params, workspace)
+                later = [stage for stage in STAGES if stage not in state.stages]
+                fill_in(self.journal, later, state.params, workspace)
             file = self.journal.keep_content(source.LOCK.name, lock.encode())
             self.journal.append("artifact", stage="", file=file, folder=source.FOLDER)
             self.journal.append("tags", stage="", values=source.lock_tags(lock.encode()))
@@ -160,15 +168,15 @@ class Relay:
         Raises:
             StoreError: it waits for the next time.
         """
-        if self._model_recorded or not self.summary.model:
+        if self._model_recorded or not self.state.model:
             return
-        again = "reproduces" in self.summary.tags  # an old model, which is no candidate because it was made twice
-        own = self.summary.stages.get("evaluate") == "ran" and not again
-        evaluated = self.summary.evaluated if own else None
+        again = "reproduces" in self.state.tags  # an old model, which is no candidate because it was made twice
+        own = self.state.stages.get("evaluate") == "ran" and not again
+        evaluated = self.state.evaluated if own else None
         try:
             store = self._store or self._connected()
             self.push()  # all of it again, when the store is another than the rest went to
-            registry.record(store, self._sent.run_id, self.summary.model, self.journal.files, evaluated)
+            registry.attach_model(store, self._sent.run_id, self.state.model, self.journal.files, evaluated)
         except StoreError as trouble:
             self._store = None
             self._acknowledge(trouble=str(trouble))
@@ -179,7 +187,7 @@ class Relay:
 
     def _later(self, lock: Path) -> bool:
         """Whether a dvc.lock was written after the command's last stage had ended: by DVC, or by the next command."""
-        return lock.exists() and self.summary.ended is not None and lock.stat().st_mtime * 1000 > self.summary.ended
+        return lock.exists() and self.state.ended is not None and lock.stat().st_mtime * 1000 > self.state.ended
 
     def _copies(self) -> Iterator[tuple[str, Path]]:
         """(stage, copy) of what stages wrote, as it was at their end; of the report's page a row has one of its own."""
@@ -189,12 +197,12 @@ class Relay:
 
     def _connected(self) -> Store:
         """The current store, and in `_sent` the row's run there and how much of the journal it has."""
-        if not self.summary.row:
+        if not self.state.row:
             raise StoreError(f"{self.journal.folder} lacks the entry that opens a row, so nothing can be made of it")
-        store = connect(EXPERIMENT_PREFIX + self.summary.params["data.dataset"])
-        run_id = store.find(self.summary.row)
+        store = connect(EXPERIMENT_PREFIX + self.state.params["data.dataset"])
+        run_id = store.find(self.state.row)
         if run_id is None:
-            run_id = store.create(self.summary.row, self.summary.started)
+            run_id = store.create(self.state.row, self.state.started)
             self._acknowledge(offset=0)
         elif self._sent.store != store.identity:
             self._acknowledge(offset=0)
@@ -206,22 +214,22 @@ class Relay:
         """Send what was read. All of it may be sent twice: params, tags, files are replaced by the same, and metrics
         with the same timestamp are stored once. So whatever a kill leaves in doubt is sent again.
         """
-        run_id, summary = self._sent.run_id, self.summary
+        run_id, state = self._sent.run_id, self.state
         entries = [entry for entry, end in self.journal.entries(self._sent.offset) if end <= self._read]
-        tags = {**summary.tags, "dvc.stages": _stages(summary), "mlflow.note.content": description(summary, run_id)}
+        tags = {**state.tags, "dvc.stages": _stages(state), "mlflow.note.content": description(state, run_id)}
         store.log(
             run_id,
             metrics=[metric for entry in entries for metric in _metrics(entry)],
-            params=dict(summary.params.items() - self._known_params.items()),
+            params=dict(state.params.items() - self._known_params.items()),
             tags=dict(tags.items() - self._known_tags.items()),
         )
-        self._known_params, self._known_tags = dict(summary.params), tags
+        self._known_params, self._known_tags = dict(state.params), tags
         for entry in entries:
             if entry["event"] == "dataset":
                 store.dataset(run_id, **entry["dataset"])
             elif entry["event"] == "artifact":
                 store.artifact(run_id, self.journal.files / entry["file"], entry["folder"])
-        end = (summary.status, summary.ended)
+        end = (state.status, state.ended)
         if end != self._known_end:  # it costs as much as an epoch's metrics
             store.set_status(run_id, *end)
             self._known_end = end
@@ -231,11 +239,11 @@ class Relay:
         self.journal.acknowledge(self._sent)
 
 
-def _stages(summary: Summary) -> str:
+def _stages(state: RowState) -> str:
     """What became of each stage, in the pipeline's order: "download cached, stats ran, train killed"."""
-    known = [stage for stage in STAGES if stage in summary.stages]
-    others = [stage for stage in summary.stages if stage not in STAGES]
-    return ", ".join(f"{stage} {summary.stages[stage]}" for stage in known + others)
+    known = [stage for stage in STAGES if stage in state.stages]
+    others = [stage for stage in state.stages if stage not in STAGES]
+    return ", ".join(f"{stage} {state.stages[stage]}" for stage in known + others)
 
 
 def _metrics(entry: Entry) -> Iterator[tuple[str, float, int, int]]:

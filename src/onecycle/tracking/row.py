@@ -13,16 +13,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from onecycle import signals
+from onecycle import signals, yaml_values
+from onecycle.dvc_lock import kept_params, read_lock
 from onecycle.errors import Stopped, UserError
 from onecycle.params import Params, flatten
-from onecycle.tracking import context, delivery, describe, execution, patch, source, yaml_values
+from onecycle.tracking import context, delivery, describe, execution, patch, source
 from onecycle.tracking.collect import STAGES, collect
+from onecycle.tracking.errors import StoreError
 from onecycle.tracking.filling import fill_in, log
-from onecycle.tracking.freshness import kept_params, read_lock
 from onecycle.tracking.journal import Journal, root
 from onecycle.tracking.redaction import without_secrets
-from onecycle.tracking.summary import Summary
+from onecycle.tracking.row_state import RowState
 
 MODES = ("on", "journal", "off")
 
@@ -64,7 +65,7 @@ class Row:
         """What is true of it only, so far, as heading → name → value; empty when there is no row."""
         if self._journal is not None:
             with self._unfailing():
-                return describe.execution(Summary.of(self._journal))
+                return describe.execution(RowState.of(self._journal))
         return {}
 
     def _open(self, current: execution.Execution, params: Params, send: bool) -> None:
@@ -72,7 +73,7 @@ class Row:
         if self._journal is None:
             return
         with self._unfailing():
-            so_far = Summary.of(self._journal) if self._journal.file.exists() else Summary()
+            so_far = RowState.of(self._journal) if self._journal.file.exists() else RowState()
             values = {name: yaml_values.spelled(value) for name, value in flatten(params).items()}
             kept = self._params_of_kept(so_far, values)
             edited = ", ".join(f"{name}={values[name]}, kept {value}" for name, value in kept.items())
@@ -103,7 +104,7 @@ class Row:
         """The stages before this one."""
         return STAGES[: STAGES.index(self._stage)] if self._stage in STAGES else ()
 
-    def _params_of_kept(self, so_far: Summary, values: Mapping[str, str]) -> dict[str, str]:
+    def _params_of_kept(self, so_far: RowState, values: Mapping[str, str]) -> dict[str, str]:
         """The params of earlier stages that did not run in this execution, where they are not those of params.yaml."""
         with self._unfailing():
             kept = [stage for stage in self._earlier() if so_far.stages.get(stage, "cached") == "cached"]
@@ -133,7 +134,7 @@ class Row:
             return
         with self._unfailing():
             trouble = delivery.wait(self._journal, self._sender, self._seconds)
-            if trouble and not Summary.of(self._journal).told:
+            if trouble and not RowState.of(self._journal).told:
                 print(f"tracking: {trouble}; nothing is lost, `onecycle sync` sends it later", file=sys.stderr)
                 self._append("told", trouble=trouble)  # the command's later stages need not say it again
 
@@ -155,7 +156,7 @@ class Row:
     def _unfailing(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, StoreError) as error:
             if not self._told:
                 self._told = True
                 print(f"tracking: {self._stage}'s row is incomplete: {error}", file=sys.stderr)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from onecycle import paths
-from onecycle.tracking.freshness import Lock, parse_lock
+from onecycle.dvc_lock import Lock, parse_lock
 
 FOLDER = "source"
 """Of a row's artifacts."""

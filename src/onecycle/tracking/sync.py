@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from onecycle.errors import UserError
 from onecycle.tracking.errors import StoreError
 from onecycle.tracking.journal import Journal, all_journals, sweep
+from onecycle.tracking.row_state import RowState
 from onecycle.tracking.sender import send
 from onecycle.tracking.store import EXPERIMENT_PREFIX, connect
-from onecycle.tracking.summary import Summary
 
 PATIENCE_SECONDS = 300.0
 """How long to wait for a sender that is about to finish with an execution that is over."""
@@ -28,15 +28,15 @@ def sync() -> Iterator[str]:
     away: set[str] = set()
     for journal in journals:
         try:
-            summary = Summary.of(journal)
+            state = RowState.of(journal)
         except StoreError as error:
             unreadable.append(str(error))
             yield f"{journal.folder.name}: not sent"
             continue
-        if _looked_after(journal, summary):
+        if _looked_after(journal, state):
             yield f"{journal.folder.name}: still running, sent as it goes"
             continue
-        experiment = summary.params.get("data.dataset")
+        experiment = state.params.get("data.dataset")
         if experiment not in away:  # a store that is away is waited for once, and one that is deleted stops no other
             try:
                 send(journal, wait=PATIENCE_SECONDS)
@@ -63,7 +63,7 @@ def _there(dataset: str) -> bool:
     return True
 
 
-def _looked_after(journal: Journal, summary: Summary) -> bool:
+def _looked_after(journal: Journal, state: RowState) -> bool:
     """Whether its execution is running and has a sender."""
-    execution, sender = summary.execution, journal.sent().sender
+    execution, sender = state.execution, journal.sent().sender
     return bool(execution and journal.runs(execution.process) and sender and journal.runs(sender))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from onecycle.tracking.errors import guarded
+from onecycle.tracking.errors import StoreError, guarded
 from onecycle.tracking.filling import TRAINED_TAG
 from onecycle.tracking.journal import all_journals
 from onecycle.tracking.registry import MD5_TAG, VERSION_TAG
-from onecycle.tracking.store import all_runs, connect, experiments, missing_file
-from onecycle.tracking.summary import Summary
+from onecycle.tracking.row_state import RowState
+from onecycle.tracking.store import all_runs, existing_client, experiments
 
 if TYPE_CHECKING:
-    from onecycle.tracking.store import Store
+    from mlflow import MlflowClient
 
 EPOCH_SECONDS = "train/epoch_seconds"
 EPOCHS = "train/epochs"
@@ -43,39 +44,39 @@ def _in_journals() -> dict[str, Training]:
     """Of rows that wait to be sent."""
     found: dict[str, Training] = {}
     for journal in all_journals():
-        summary = Summary.of(journal)
-        epochs = {
-            entry["step"]: entry["values"][EPOCH_SECONDS]
-            for entry, _ in journal.entries()
-            if entry["event"] == "metrics" and EPOCH_SECONDS in entry["values"]
-        }
-        evaluated = summary.model.md5 if summary.model else None
-        md5 = summary.tags.get(TRAINED_TAG, evaluated)
-        if md5 and _whole(epochs, summary.metrics):
-            found[md5] = Training(sum(epochs.values()), summary.tags)
+        with suppress(StoreError):  # of another version, or damaged, which `sync` tells
+            state = RowState.of(journal)
+            epochs = {
+                entry["step"]: entry["values"][EPOCH_SECONDS]
+                for entry, _ in journal.entries()
+                if entry["event"] == "metrics" and EPOCH_SECONDS in entry["values"]
+            }
+            evaluated = state.model.md5 if state.model else None
+            md5 = state.tags.get(TRAINED_TAG, evaluated)
+            if md5 and _whole(epochs, state.metrics):
+                found[md5] = Training(sum(epochs.values()), state.tags)
     return found
 
 
 def _in_store() -> dict[str, Training]:
-    if missing_file():
+    client = existing_client()
+    if client is None:
         return {}
     found: dict[str, Training] = {}
-    for name, _ in experiments():
-        found |= _of(connect(name))
+    for name, number in experiments():
+        found |= _of(client, name, number)
     return found
 
 
-def _of(store: Store) -> dict[str, Training]:
+def _of(client: MlflowClient, name: str, number: str) -> dict[str, Training]:
+    """Of the rows of an experiment, after which the registered model is named, too."""
     with guarded():
-        versions = store.client.search_model_versions(f"name = '{store.name}'")
-        models = {f"{store.name}/{version.version}": version.tags.get(MD5_TAG) for version in versions}
-        trained = all_runs(store.client, [store.experiment_id], f"metrics.`{EPOCH_SECONDS}` > 0")
+        versions = client.search_model_versions(f"name = '{name}'")
+        models = {f"{name}/{version.version}": version.tags.get(MD5_TAG) for version in versions}
         found: dict[str, Training] = {}
-        for run in trained:
+        for run in all_runs(client, [number], f"metrics.`{EPOCH_SECONDS}` > 0"):
             md5 = run.data.tags.get(TRAINED_TAG) or models.get(run.data.tags.get(VERSION_TAG, ""))
-            epochs = {
-                point.step: point.value for point in store.client.get_metric_history(run.info.run_id, EPOCH_SECONDS)
-            }
+            epochs = {point.step: point.value for point in client.get_metric_history(run.info.run_id, EPOCH_SECONDS)}
             if md5 and _whole(epochs, run.data.metrics):
                 found[md5] = Training(sum(epochs.values()), run.data.tags)
     return found

@@ -27,8 +27,8 @@ class Model:
 
 
 @dataclass
-class Summary:
-    """A row, folded from entries in their order; adding the same ones again changes nothing."""
+class RowState:
+    """A row as its journal's entries leave it, folded in their order; adding the same ones again changes nothing."""
 
     row: str = ""
     """The row's own name, by which it is found in any store."""
@@ -58,8 +58,8 @@ class Summary:
     """Whether the user was told that the store does not take it."""
 
     @classmethod
-    def of(cls, journal: Journal) -> Summary:
-        """The summary of all of a journal.
+    def of(cls, journal: Journal) -> RowState:
+        """The state of all of a journal.
 
         Raises:
             StoreError: another version wrote it, or it is damaged.
@@ -72,7 +72,7 @@ class Summary:
                 "or `onecycle sync` with the version that wrote it"
             ) from None
 
-    def add(self, entries: Iterable[Entry]) -> Summary:
+    def add(self, entries: Iterable[Entry]) -> RowState:
         """Take in more entries; returns itself."""
         for entry in entries:
             self._add(entry)

@@ -8,11 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from onecycle import paths
+from onecycle import paths, yaml_values
 from onecycle.errors import UserError
-from onecycle.tracking import yaml_values
 
-NO_FIGURES = "report"
+WITHOUT_FIGURES = "report"
 """The stage that changes no figure."""
 _SMALL = 1_000_000
 """Bytes up to which a file is hashed; of a larger one only the size is compared, since a stage must not wait for it."""
@@ -90,7 +89,7 @@ def kept_params(kept: Iterable[str], reader: str, lock: Lock, params: Mapping[st
     As when a stage alone is run after an edit. What the stage `reader`, which runs, was recorded to read itself is left
     out: it has the new value. The report computes nothing with what it reads.
     """
-    its_own = recorded_params({reader: lock.get(reader, {})}) if reader != NO_FIGURES else {}
+    its_own = recorded_params({reader: lock.get(reader, {})}) if reader != WITHOUT_FIGURES else {}
     found: dict[str, str] = {}
     for stage in kept:
         recorded = recorded_params({stage: lock.get(stage, {})})
@@ -105,7 +104,8 @@ def kept_params(kept: Iterable[str], reader: str, lock: Lock, params: Mapping[st
 
 
 def undone(graph: Lock, lock: Lock, params: Mapping[str, str]) -> list[str]:
-    """The stages that a command which runs all that changed has left as they were: it did not get to its end.
+    """The stages that `dvc repro` would still run, as far as `lock` and `params` tell: not recorded, with other params,
+    or from other outputs of the stages before. Frozen ones are left out.
 
     Args:
         graph: dvc.yaml's stages.
@@ -142,6 +142,11 @@ def _unchanged(recorded: Mapping[str, Any], root: Path) -> bool:
     if size != recorded.get("size"):
         return False
     return size > _SMALL or md5(path) == recorded.get("md5")
+
+
+def md5_of(content: bytes) -> str:
+    """The MD5 in hex of what a file holds, as dvc.lock has it."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def md5(path: Path) -> str:
