@@ -60,6 +60,14 @@ def test_what_a_stage_reads_stays_as_it_was(code: Workspace, stage: str, edit: d
     assert close["status"] == ("FAILED" if words else "FINISHED")
 
 
+def test_a_new_file_in_a_folder_counts_and_what_editors_lay_beside_it_does_not(code: Workspace) -> None:
+    swap = "src/onecycle/report/.words.py.swp"
+    code.write(swap, "of an editor that is closed meanwhile")
+    body = f"from pathlib import Path; Path('{swap}').unlink(); Path('src/onecycle/report/more.py').touch()"
+    said = finish(code.stage("report", body, ONECYCLE_TRACKING="journal"), code=2)
+    assert "error: edited while report ran: src/onecycle/report/more.py is new; DVC would record that" in said
+
+
 def test_a_training_that_is_done_waits_for_its_params_to_come_back(workspace: Path) -> None:
     """Put back, it has nothing left to train."""
     set_params(workspace, {"epochs": 12, "runtime.checkpoint_seconds": 0.05})

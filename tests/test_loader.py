@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import set_params
+from conftest import REPO, command, set_params
 from ending import HANG_SECONDS
 
 from onecycle import loader
@@ -68,6 +69,33 @@ def test_loader_processes_change_nothing_however_they_start(
     for process in processes:
         process.join(HANG_SECONDS)
         assert process.exitcode == 0
+
+
+def test_loader_processes_from_a_server_run_the_code_of_their_stage(tmp_path: Path) -> None:
+    """As an experiment's folder has it, also where another one is installed."""
+    shutil.copytree(REPO / "src/onecycle", tmp_path / "src/onecycle", ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / "src/onecycle/augment.py").open("a", encoding="utf-8") as file:
+        file.write("Albumentations.__call__ = lambda self, images, index, epoch: np.zeros_like(images[index])\n")
+    (tmp_path / "experiment.py").write_text(
+        """
+import sys
+sys.path.insert(0, "src")
+import numpy as np, torch
+from pathlib import Path
+from onecycle import loader, params, stage
+
+if __name__ == "__main__":
+    stage.start_loaders_loaded()
+    loader.start_method = lambda device: "forkserver"
+    images, labels = np.full((8, 32, 32, 3), 255, np.uint8), np.zeros(8, np.int64)
+    augment = params.load(Path("params.yaml")).augment
+    device = torch.device("cpu")
+    batches = loader.Loader(images, labels, augment, np.ones(3), batch_size=8, seed=0, device=device, workers=1)
+    print([int(images.max()) for images, _ in batches.epoch(0)])
+"""
+    )
+    shutil.copy(REPO / "params.yaml", tmp_path)
+    assert command(tmp_path, sys.executable, "experiment.py").stdout == "[0]\n"
 
 
 def test_under_cuda_nothing_is_forked_off_the_process_that_uses_it() -> None:

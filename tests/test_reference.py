@@ -199,8 +199,9 @@ def test_asked_to_end_while_it_puts_a_run_into_place_it_does_so_first(
     rename = Path.rename
 
     def interrupted(self: Path, target: Path) -> Path:
+        renamed = rename(self, target)
         os.kill(os.getpid(), signal.SIGTERM)
-        return rename(self, target)
+        return renamed
 
     monkeypatch.setattr(Path, "rename", interrupted)
     assert onecycle(folder, "record", "workspace", "--recipe", "exercise")[0] == 128 + signal.SIGTERM

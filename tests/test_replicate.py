@@ -143,6 +143,25 @@ def test_an_experiment_whose_worker_was_killed_is_lost(monkeypatch: pytest.Monke
         assert [task.state for task in watch.look()] == states
 
 
+def test_none_is_lost_by_an_answer_that_took_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And which then leaves out the one that DVC is clearing away."""
+    clock = [0.0]
+
+    def tasks(baseline: str) -> list[Task]:
+        if clock[0]:
+            return []
+        clock[0] = 10 * replicate.LOST_SECONDS
+        raise UserError("no answer")
+
+    monkeypatch.setattr(replicate.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(replicate.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(experiments, "tasks", tasks)
+    watch = replicate.Watch(["a"], "baseline")
+    assert watch.look() == [Task("a", "", "queued")]
+    clock[0] += 2 * replicate.LOST_SECONDS
+    assert watch.look() == [Task("a", "", "lost")]
+
+
 def test_what_git_has_is_done_whatever_dvc_says(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DVC calls an experiment running until it has cleared away the folder that it ran in."""
     head = command(repo, "git", "rev-parse", "HEAD").stdout.strip()

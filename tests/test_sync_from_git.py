@@ -144,13 +144,17 @@ def test_only_what_dvc_lock_records_comes_back(bare: Path, sync: Sync) -> None:
 
 
 def test_files_that_are_partial_or_older_cost_at_most_their_own_row(bare: Path, sync: Sync) -> None:
-    """A pull that was interrupted has brought one file of the data set; another run's curve has no iterations."""
+    """A pull that was interrupted has brought one file of the data set; other runs are of a time with other files."""
+    new = bare / "results/reference/new/seed-0"
+    new.mkdir(parents=True)
+    (new / "environment.json").write_text('{"weather": "fair"}', encoding="utf-8")
+    shutil.copy(bare / paths.PARAMS, new)
     old = bare / "results/reference/old/seed-0"
     (old / "lr_range").mkdir(parents=True)
     (old / "lr_range/curve.csv").write_text("rate,loss\n0.1,2.3\n", encoding="utf-8")
     shutil.copy(bare / paths.PARAMS, old)
     command(bare, "git", "add", "-A")
-    command(bare, "git", "commit", "-qm", "an old run")
+    command(bare, "git", "commit", "-qm", "runs of other times")
     cache = bare / ".dvc/cache/files/md5"
     [arrays] = [out["md5"] for out in read_lock(bare)["download"]["outs"]]
     for file in json.loads((cache / arrays[:2] / arrays[2:]).read_bytes()):

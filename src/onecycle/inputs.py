@@ -50,6 +50,7 @@ class Inputs:
             if not same(now.params.get(key, "absent"), value)
         ]
         edited += [f"{file} is another" for file, before in self.code.items() if now.code.get(file) != before]
+        edited += [f"{file} is new" for file in now.code if file not in self.code]
         if edited:
             again = " and goes on from its checkpoint" if self.stage == "train" else ""
             raise UserError(
@@ -59,7 +60,9 @@ class Inputs:
 
 
 def _is_code(file: Path) -> bool:
-    return file.is_file() and "__pycache__" not in file.parts
+    """Whether DVC hashes it: .dvcignore leaves out what Python and editors lay beside the code."""
+    beside = file.name.startswith(".") or file.name.endswith("~") or "__pycache__" in file.parts
+    return file.is_file() and not beside
 
 
 def _within(key: str, wanted: tuple[str, ...]) -> bool:

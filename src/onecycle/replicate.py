@@ -193,9 +193,12 @@ class Watch:
     def _asked(self) -> Collection[Task]:
         """DVC fails to answer while it clears away what an experiment that just ended has left."""
         while True:
+            began = time.monotonic()
             try:
                 found = experiments.tasks(self._baseline)
             except UserError:
+                unseen = time.monotonic() - began  # which makes no experiment lost
+                self._seen = {name: when + unseen for name, when in self._seen.items()}
                 self._in_vain += 1
                 if self._in_vain >= PATIENCE:
                     raise

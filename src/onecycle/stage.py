@@ -51,7 +51,8 @@ def start_loaders_loaded() -> None:
     """Have loader processes that come from a server, as under CUDA, find there what each would import for seconds."""
     import multiprocessing
 
-    multiprocessing.set_forkserver_preload(["onecycle.loader", "albumentations"])
+    # Not onecycle itself: the server has its own sys.path, and would find the installed one in a DVC experiment's folder.
+    multiprocessing.set_forkserver_preload(["torch", "albumentations"])
 
 
 def exit_with(body: Callable[[], int | None]) -> NoReturn:

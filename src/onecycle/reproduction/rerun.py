@@ -102,8 +102,8 @@ def _reproduce_in(
     row = None
     try:
         row = _own_row(attempt) if ran else None
-        if ran and row is None and unsent:
-            notes.append(f"MLflow has not got the row yet: {unsent}")
+        if ran and unsent and (row is None or row.status == "RUNNING"):  # else it is of other rows
+            notes.append(f"MLflow has not got the {'whole ' if row else ''}row yet: {unsent}")
         _link(record, row, found.verdict)
     except UserError as error:  # what came of hours of work is told all the same
         notes.append(f"MLflow cannot be told: {error}")

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from textwrap import shorten
@@ -126,8 +127,7 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     if sys.platform == "darwin":
-        asked = subprocess.run(
-            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
-        )
-        return asked.stdout.strip() or platform.machine()
+        name = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]  # cron's PATH has no sbin
+        with suppress(OSError):
+            return subprocess.run(name, capture_output=True, text=True, check=False).stdout.strip() or platform.machine()
     return platform.processor() or platform.machine()

@@ -37,8 +37,8 @@ class Past:
     """A run that left its results in git."""
 
     place: Place
-    made_from: str
-    """The commit whose code made it."""
+    commit: str
+    """That it started from; of a reference run, that keeps it."""
     started: int
     """Milliseconds since 1970, as good as git knows."""
     experiment: str | None = None
@@ -74,7 +74,7 @@ def _add(past: Past, cache: Path) -> str:
         lock = past.place.read(paths.DVC_LOCK) or b""
         digest = hashlib.sha256(lock).hexdigest() if lock else ""
         row = hashlib.sha256(f"{past.place.name} {digest}".encode()).hexdigest()[:32]
-        same = {source.LOCK_TAG: digest, **({"dvc.baseline": past.made_from} if past.experiment else {})}
+        same = {source.LOCK_TAG: digest, **({"dvc.baseline": past.commit} if past.experiment else {})}
         store = connect(EXPERIMENT_PREFIX + values["data.dataset"])
         try:
             if store.find(row) or (digest and store.has(same)) or (not digest and _has_model(store, past.place)):
@@ -97,7 +97,7 @@ def _journal(past: Past, row: str, values: dict[str, str], lock: bytes, found: d
     *_, last = found
     with TemporaryDirectory(prefix="rebuilding-", dir=_made(paths.state())) as temporary:
         journal = Journal(Path(temporary) / row)
-        execution = Execution(NOBODY, None, past.experiment, past.made_from if past.experiment else None)
+        execution = Execution(NOBODY, None, past.experiment, past.commit if past.experiment else None)
         journal.append(
             "open",
             at=past.started,
@@ -124,15 +124,16 @@ def _journal(past: Past, row: str, values: dict[str, str], lock: bytes, found: d
 def _tags(past: Past, values: dict[str, str]) -> dict[str, str]:
     if past.place.name == WORKSPACE:
         return context.source(Execution(NOBODY), values)
-    name = past.experiment or past.place.name
-    tags = {"mlflow.runName": name, "git.commit": past.made_from, "mlflow.source.git.commit": past.made_from}
-    if past.experiment and past.place.commit:
-        changed = context.changed_between(past.made_from, past.place.commit)
-        overrides = context.overrides(values, past.made_from) if paths.PARAMS.name in changed else ""
-        tags |= {"dvc.exp_name": past.experiment, "dvc.baseline": past.made_from, "params.changed": overrides}
-        return tags | {"git.dirty": str(bool(changed)).lower(), "git.changed": ", ".join(changed[:20])}
     trained = provenance.kept_environment(past.place)
-    return tags | provenance.tags(trained) | {"params.changed": context.overrides(values, past.made_from)}
+    commit = trained.commit or past.commit
+    name = past.experiment or past.place.name
+    tags = {"mlflow.runName": name, "git.commit": commit, "mlflow.source.git.commit": commit}
+    if past.experiment and past.place.commit:
+        changed = context.changed_between(commit, past.place.commit)
+        overrides = context.overrides(values, commit) if paths.PARAMS.name in changed else ""
+        tags |= {"dvc.exp_name": past.experiment, "dvc.baseline": commit, "params.changed": overrides}
+        return tags | {"git.dirty": str(bool(changed)).lower(), "git.changed": ", ".join(changed[:20])}
+    return tags | provenance.tags(trained) | {"params.changed": context.overrides(values, commit)}
 
 
 # ------------------------------------------------------------------------------------------------ what git knows
@@ -148,8 +149,7 @@ def _references() -> Iterator[Past]:
         place = Place(str(folder.relative_to(REFERENCE)), None, folder)
         commit, _, seconds = git_says("log", "-1", "--format=%H %ct", "--", str(folder)).partition(" ")
         if commit:
-            made_from = provenance.kept_environment(place).commit or commit
-            yield Past(place, made_from, int(seconds) * 1000)
+            yield Past(place, commit, int(seconds) * 1000)
 
 
 def _workspace() -> Iterator[Past]:
