@@ -12,7 +12,7 @@ SHELL := /bin/bash  # other than make's own, or Apple's make would look programs
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
-demo: $(READY)  ## the whole pipeline on built-in data, under two minutes; no download but the packages
+demo: $(READY)  ## the whole pipeline on built-in data, some two minutes; no download but the packages
 	onecycle demo
 
 repro: $(READY)  ## the whole pipeline on CIFAR-10 as params.yaml says (dvc repro)

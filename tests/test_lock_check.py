@@ -154,6 +154,18 @@ def test_newer_code_is_a_warning_and_an_error_if_strict(clone: Path, onecycle: R
     assert onecycle(clone, "check-lock", "--strict") == (1, f"error: {line}", "")
 
 
+def test_a_comment_in_params_is_no_news_to_a_stage_that_reads_the_file(clone: Path) -> None:
+    deps = [*PIPELINE["stages"]["make"]["deps"], "params.yaml"]
+    write(clone, "dvc.yaml", {"stages": {**PIPELINE["stages"], "make": {**PIPELINE["stages"]["make"], "deps": deps}}})
+    command(clone, "dvc", "repro", "-q", "make")
+    with (clone / "params.yaml").open("a", encoding="utf-8") as file:
+        file.write("# a remark\n")
+    assert command(clone, "dvc", "status", "--json").stdout.count("params.yaml") == 1
+    assert found(wrong=False) == []
+    write(clone, "params.yaml", {**PARAMS, "seed": 1})
+    assert found(wrong=True) == ["make: seed is 0 in dvc.lock and 1 in params.yaml"]
+
+
 def test_a_result_that_is_not_the_recorded_one(clone: Path, onecycle: Run) -> None:
     (clone / "result.json").write_text("better\n", encoding="utf-8")
     code, output, _ = onecycle(clone, "check-lock")

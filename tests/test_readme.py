@@ -30,7 +30,7 @@ RUN = (
     "dvc params diff",
     "dvc plots diff",
     "dvc repro",
-    "dvc repro -s evaluate",
+    "dvc repro -f -s evaluate",
     "dvc remote add --default store /mnt/shared/onecycle",
     "dvc push",
     "dvc pull",
@@ -112,6 +112,7 @@ NOT_RUN = {
         "dvc repro -s <stage>",
         "onecycle record <run> --recipe <name>",
         "onecycle reproduce RUN",
+        "dvc exp push origin NAME",
     ),
 }
 

@@ -271,6 +271,22 @@ def test_what_is_kept_of_a_run(folder: Path, onecycle: Run) -> None:
     assert "somebody" not in json.dumps(environment)
 
 
+def test_code_that_no_commit_holds_is_told_of(folder: Path, onecycle: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a run is recorded, and wherever it is shown afterwards."""
+    changed = "README.md, params.yaml, src/onecycle/training.py"
+    monkeypatch.setitem(TAGS, "git.commit", "0123456789abcdef")
+    monkeypatch.setitem(TAGS, "git.changed", changed)
+    row(0)
+    code, said, _ = onecycle(folder, "record", "workspace", "--recipe", "exercise")
+    lacks = "on Some CPU, 2 cores, bfloat16; commit 0123456789ab lacks what it changed of src/onecycle/training.py"
+    assert code == 0 and lacks in said
+    shutil.rmtree(folder / ".state")
+    code, said, _ = onecycle(folder, "show", "exercise/seed-0", "--json")
+    assert (code, json.loads(said)["tags"]) == (0, {tag: TAGS[tag] for tag in TAGS if tag != "hardware.host"})
+    code, said, _ = onecycle(folder, "show", "exercise/seed-0")
+    assert code == 0 and "Made from" in said and changed in said and "Made with" in said and "Some CPU" in said
+
+
 def test_every_reader_of_results_finds_it(folder: Path, onecycle: Run) -> None:
     for seed, wrong in enumerate((600, 612, 630)):
         made(folder, seed, wrong)

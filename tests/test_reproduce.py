@@ -260,6 +260,9 @@ def test_what_cannot_be_made_again_is_refused(tracked: Tracked, monkeypatch: pyt
 
     assert "there is no git revision, DVC experiment, folder, recipe or MLflow run called nobody" in refusal("nobody")
     assert "is a folder, and says nothing of the code" in refusal("results")
+    (tracked.root / "kept").mkdir()
+    (tracked.root / "kept/environment.json").write_text('{"commit": "0123456789abcdef"}', encoding="utf-8")
+    assert "to run it again, `git checkout 0123456789ab`, put its params.yaml there" in refusal("kept")
     assert "dvc.lock of HEAD~1 is missing" in refusal("HEAD~1")
     with monkeypatch.context() as away:  # which is no reason not to make a commit again
         away.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{paths.PARAMS}")

@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onecycle import paths
 from onecycle.errors import UserError, printable, printable_lines
+
+if TYPE_CHECKING:
+    from onecycle.tables import Page
 
 
 def demo(_options: argparse.Namespace) -> None:
@@ -38,9 +42,7 @@ def sync(options: argparse.Namespace) -> None:
 
 
 def predict(options: argparse.Namespace) -> int:
-    import json
-
-    from onecycle import predict, tables
+    from onecycle import predict
 
     files = predict.image_files(options.images)
     if options.model.startswith("models:"):
@@ -50,10 +52,7 @@ def predict(options: argparse.Namespace) -> int:
     else:
         model = predict.workspace_model(Path(options.model))
     predictions = predict.predict(model, files)
-    if options.json:
-        print(json.dumps(predict.document(predictions), indent=2))
-    else:
-        tables.show(predict.page(model, predictions))
+    _tell(options, predict.page(model, predictions), predict.document(predictions))
     refused = [prediction.refused for prediction in predictions if prediction.refused]
     for sentence in refused:
         print(f"error: {sentence}", file=sys.stderr)
@@ -68,8 +67,6 @@ def replicate(options: argparse.Namespace) -> int:
 
 
 def summary(options: argparse.Namespace) -> None:
-    import json
-
     if options.readme:
         if options.picture:
             raise UserError("--readme renews the table in README.md and draws nothing; run it without --picture")
@@ -77,18 +74,14 @@ def summary(options: argparse.Namespace) -> None:
 
         print(readme.rewrite())
         return
-    from onecycle import summary, tables
+    from onecycle import summary
     from onecycle.executions import executions
 
     found = executions()
     groups = summary.groups(found.runs)
     if options.picture:
         summary.write_picture(groups, Path(options.picture))
-    if options.json:
-        print(json.dumps(summary.document(groups, found.left_out), indent=2))
-        return
-    page = summary.page(groups, found.left_out)
-    tables.write(page, options.markdown)
+    _tell(options, summary.page(groups, found.left_out), summary.document(groups, found.left_out))
 
 
 def record(options: argparse.Namespace) -> None:
@@ -104,9 +97,7 @@ def record(options: argparse.Namespace) -> None:
 def compare(options: argparse.Namespace) -> None:
     if len(options.sides) < 2:
         raise UserError("compare takes two runs or more; try `onecycle compare HEAD workspace`")
-    import json
-
-    from onecycle import compare, reference, tables
+    from onecycle import compare, reference
     from onecycle.results import read_side
 
     first, *others = (read_side(names) for names in options.sides)
@@ -115,17 +106,12 @@ def compare(options: argparse.Namespace) -> None:
         from onecycle import disagreements
 
         disagreements.write(Path(options.pictures), comparisons, first, others)
-    if options.json:
-        print(json.dumps([compare.document(comparison) for comparison in comparisons], indent=2))
-        return
-    for comparison in comparisons:
-        tables.write(compare.page(comparison), options.markdown)
+    page = [part for comparison in comparisons for part in compare.page(comparison)]
+    _tell(options, page, [compare.document(comparison) for comparison in comparisons])
 
 
 def gate(options: argparse.Namespace) -> int:
-    import json
-
-    from onecycle import gate, reference, tables
+    from onecycle import gate, reference
     from onecycle.params import load
     from onecycle.results import Results, read_side, same_model
     from onecycle.revisions import AbsentError
@@ -146,10 +132,7 @@ def gate(options: argparse.Namespace) -> int:
         baseline = tuple(run for run in baseline if same_model(run, candidate[0]))[:1] or baseline
     known = reference.equal_runs(baseline, candidate) if baseline else None
     judgement = gate.judge(baseline, candidate, limits, known, absent)
-    if options.json:
-        print(json.dumps(gate.document(judgement, limits, options.strict), indent=2))
-    else:
-        tables.write(gate.page(judgement, limits), options.markdown)
+    _tell(options, gate.page(judgement, limits), gate.document(judgement, limits, options.strict))
     if options.promote:
         done = f"Not promoted: the verdict is {judgement.verdict}."
         if judgement.verdict == "pass":
@@ -176,31 +159,20 @@ def check_lock(options: argparse.Namespace) -> int:
 
 
 def reproduce(options: argparse.Namespace) -> int:
-    import json
-
-    from onecycle import tables
     from onecycle.reproduction import page, rerun
     from onecycle.reproduction.agreement import DIFFERENT
 
     wanted = rerun.Options(options.first, options.from_scratch, options.env)
     done = rerun.reproduce(options.name, wanted)
-    if options.json:
-        print(json.dumps(page.document(done), indent=2))
-    else:
-        tables.show(page.page(done))
+    _tell(options, page.page(done), page.document(done))
     return int(done.agreement.verdict == DIFFERENT)
 
 
 def show(options: argparse.Namespace) -> None:
-    import json
-
-    from onecycle import show, tables
+    from onecycle import show
 
     known = show.know(options.name)
-    if options.json:
-        print(json.dumps(show.document(known), indent=2))
-    else:
-        tables.show(show.page(known))
+    _tell(options, show.page(known), show.document(known))
 
 
 def bench(options: argparse.Namespace) -> None:
@@ -222,3 +194,15 @@ def bench(options: argparse.Namespace) -> None:
     tables.show(page)
     if file:
         file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def _tell(options: argparse.Namespace, page: Page, document: object) -> None:
+    """Print what was found, in the form that was asked for."""
+    import json
+
+    from onecycle import tables
+
+    if options.json:
+        print(json.dumps(document, indent=2))
+    else:
+        tables.write(page, "markdown" in options and options.markdown)

@@ -11,6 +11,8 @@ from typing import Any
 from onecycle import paths, yaml_values
 from onecycle.errors import UserError
 
+CODE = ("src/", "stages/")
+"""Where the dependencies begin that are code, and no stage's output."""
 WITHOUT_FIGURES = "report"
 """The stage that changes no figure."""
 _SMALL = 1_000_000
@@ -57,6 +59,11 @@ def _is_entry(entry: object) -> bool:
 
 def _is_file(file: object) -> bool:
     return isinstance(file, dict) and isinstance(file.get("path"), str)
+
+
+def outputs(lock: Lock) -> dict[str, str]:
+    """Path → MD5 of all that stages wrote."""
+    return {path: str(out.get("md5")) for path, out in _written(lock).items()}
 
 
 def recorded_params(lock: Lock) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Check:
     baseline: float | None
     candidate: float
     low: float | None
-    """Bounds of candidate - baseline, for accuracy."""
+    """Bounds of candidate - baseline; None where nothing tells them."""
     high: float | None
     rule: str
     verdict: Verdict
@@ -66,7 +66,7 @@ class Judgement:
     seeds: int | None
     """Runs each that would settle an inconclusive accuracy."""
     deviation: float | None
-    """Of accuracy between equal runs, as the bounds take it; None without a baseline."""
+    """Of accuracy between equal runs, as the bounds take it; None without a baseline, or of the same classifier."""
     deviation_source: str
     """What tells it, in words."""
     other_limits: tuple[str, ...]
@@ -104,30 +104,27 @@ def judge(
         UserError: the two cannot be compared.
     """
     checks = [_floor(candidate, limits)]
-    seeds = deviation = None
+    seeds: int | None = None
+    deviation: float | None = None
     source = ""
     if baseline:
         check_comparable(baseline, candidate)
-        loss = _loss(baseline, candidate, limits, known)
-        deviation, source = run_deviation(baseline, candidate, known)
+        if len(baseline) == len(candidate) == 1 and same_predictions(baseline[0], candidate[0]):
+            loss = Difference(0, 0, 0)  # the same classifier: there is nothing to estimate
+        else:
+            loss = accuracy_difference(candidate, baseline, 1 - 2 * limits.alpha, known)
+            deviation, source = run_deviation(baseline, candidate, known)
         verdict = verdict_on(loss, limits)
         checks[:0] = [_accuracy(baseline, candidate, loss, verdict, limits)]
         checks += [
             _rise("loss", baseline, candidate, limits.loss_margin, limits.alpha, known),
             _rise("ece", baseline, candidate, limits.ece_margin, limits.alpha, known),
         ]
-        if verdict == "inconclusive":
+        if verdict == "inconclusive" and deviation is not None:
             apart = min(limits.margin, 2 * (limits.margin - limits.negligible))  # a wider interval may settle nothing
             seeds = max(runs_to_settle(apart, deviation, limits.alpha), _more_than_there_are(baseline, candidate))
     others = _other_limits(baseline, limits)
     return Judgement(_names(baseline), _names(candidate), tuple(checks), seeds, deviation, source, others, absent)
-
-
-def _loss(baseline: Side, candidate: Side, limits: GateParams, known: EqualRuns | None) -> Difference:
-    alone = len(baseline) == len(candidate) == 1
-    if alone and same_predictions(baseline[0], candidate[0]):
-        return Difference(0, 0, 0)  # the same classifier: there is nothing to estimate
-    return accuracy_difference(candidate, baseline, 1 - 2 * limits.alpha, known)
 
 
 def _accuracy(baseline: Side, candidate: Side, loss: Difference, verdict: Verdict, limits: GateParams) -> Check:

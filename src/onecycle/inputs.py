@@ -12,12 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from onecycle import paths
-from onecycle.dvc_lock import md5, parse_graph
+from onecycle.dvc_lock import CODE, md5, parse_graph
 from onecycle.errors import UserError
 from onecycle.yaml_values import flat, load, same, spelled
-
-CODE = ("src/", "stages/")
-"""Where the dependencies begin that are code, and no stage's output."""
 
 
 @dataclass(frozen=True)

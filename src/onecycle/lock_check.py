@@ -86,7 +86,7 @@ def _stage(stage: PipelineStage, entry: Mapping[str, Any], made: Made) -> Iterat
     for file, dep in params.items():
         yield from _params(name, dep, ran_with.get(file, {}))
     for path, dep in files.items():
-        if path in recorded:
+        if path in recorded and path != paths.PARAMS.name:  # of which each value is compared, by stage
             yield from _read(name, dep, recorded[path], made)
     for out in stage.outs:
         if not out.use_cache and out.def_path in written:

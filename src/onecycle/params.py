@@ -1,4 +1,4 @@
-"""params.yaml as typed, frozen values; the only reader of that file, and the place where bad values are refused.
+"""params.yaml as typed, frozen values: what every stage and command reads, and where bad values are refused.
 
     python -m stages.params        # says what is wrong with params.yaml, or nothing
 
@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
@@ -21,6 +20,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from onecycle.errors import UserError
 from onecycle.refusals import sentence, shown
 from onecycle.yaml_limits import TRIPPED, check_size
+from onecycle.yaml_values import flat
 
 Scalar = str | int | float | bool | None
 
@@ -219,15 +219,7 @@ def load(path: Path) -> Params:
 
 def flatten(params: BaseModel) -> dict[str, Scalar]:
     """Dotted key → value, in the order of params.yaml: {"seed": 0, …, "one_cycle.max_lr": "auto", …}."""
-    return dict(_leaves(params.model_dump(), ""))
-
-
-def _leaves(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Scalar]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return flat(params.model_dump())
 
 
 def _read(path: Path) -> object:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from onecycle import paths, yaml_values
-from onecycle.dvc_lock import WITHOUT_FIGURES, Lock, parse_lock, recorded_params, undone
+from onecycle.dvc_lock import CODE, WITHOUT_FIGURES, Lock, outputs, parse_lock, recorded_params, undone
 from onecycle.errors import UserError
 from onecycle.revisions import Place
 from onecycle.tracking.filling import model_read_by
@@ -95,16 +95,15 @@ def recorded(place: Place) -> Recorded:
     """
     lock = _lock(place)
     if lock:
-        outputs = {out["path"]: str(out.get("md5")) for entry in lock.values() for out in entry.get("outs", ())}
         evaluated = model_read_by("evaluate", lock)
         figures = {stage: entry for stage, entry in lock.items() if stage != WITHOUT_FIGURES}
         code = {
             dep["path"]: str(dep.get("md5"))
             for entry in figures.values()
             for dep in entry.get("deps", ())
-            if dep["path"].startswith(("src/", "stages/"))
+            if dep["path"].startswith(CODE)
         }
-        known = outputs | ({paths.MODEL.as_posix(): evaluated} if evaluated else {})
+        known = outputs(lock) | ({paths.MODEL.as_posix(): evaluated} if evaluated else {})
         return Recorded(known, code, figures)
     if place.row is not None:
         md5 = place.row.model_md5()

@@ -18,7 +18,7 @@ from typing import Any
 
 from onecycle import paths, provenance, signals
 from onecycle.differences import EqualRuns, Side
-from onecycle.dvc_lock import md5_of
+from onecycle.dvc_lock import CODE, md5_of
 from onecycle.errors import UserError
 from onecycle.executions import same_run
 from onecycle.provenance import Environment, Recorded
@@ -194,4 +194,7 @@ def _told(results: Results, trained: Environment, trouble: str) -> str:
     accuracy = f"test accuracy {100 * results.metrics['accuracy']:.2f} %"
     if trained.training_seconds is None:
         return f"{accuracy}; time and hardware unknown: {trouble}"
-    return f"{accuracy}, trained in {duration(trained.training_seconds)} on {trained.hardware}"
+    uncommitted = [file for file in (trained.changed or "").split(", ") if file.startswith(CODE)]
+    lacks = f"; commit {str(trained.commit)[:12]} lacks what it changed of {', '.join(uncommitted)}"
+    told = f"{accuracy}, trained in {duration(trained.training_seconds)} on {trained.hardware}"
+    return told + (lacks if uncommitted else "")

@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from onecycle import experiments, paths, revisions, yaml_values
+from onecycle import experiments, paths, provenance, revisions, yaml_values
 from onecycle.dvc_lock import Lock, parse_lock
 from onecycle.errors import UserError
 from onecycle.git_command import git_says
@@ -56,13 +56,10 @@ class Known:
     """Params that differ from those of the commit it started from, as `dvc exp run` takes them; None if unknown."""
     metrics: Mapping[str, float]
     stages: tuple[Stage, ...]
+    tags: Mapping[str, str]
+    """Of its row; without one, what a reference run keeps of where it was made."""
     trouble: str = ""
     """Why MLflow did not say whether it has a row of it."""
-
-    @property
-    def tags(self) -> Mapping[str, str]:
-        """Of its row."""
-        return self.row.tags if self.row else {}
 
 
 def know(name: str) -> Known:
@@ -94,7 +91,8 @@ def know(name: str) -> Known:
     if not (row or lock or metrics):
         raise UserError(f"{place.name} holds no results, and no row is of it; {place.remedy}")
     changed = _changed(place, row, params)
-    return Known(place, row, params, changed, dict(metrics), tuple(_stages(row, lock)), trouble)
+    tags = row.tags if row else provenance.tags(provenance.kept_environment(place))
+    return Known(place, row, params, changed, dict(metrics), tuple(_stages(row, lock)), tags, trouble)
 
 
 def _metrics(place: Place) -> dict[str, float]:

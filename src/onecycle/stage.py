@@ -51,7 +51,7 @@ def start_loaders_loaded() -> None:
     """Have loader processes that come from a server, as under CUDA, find there what each would import for seconds."""
     import multiprocessing
 
-    # Not onecycle itself: the server has its own sys.path, and would find the installed one in a DVC experiment's folder.
+    # Not onecycle: by the server's own sys.path that is the installed one, also in the folder of a DVC experiment.
     multiprocessing.set_forkserver_preload(["torch", "albumentations"])
 
 

@@ -57,7 +57,9 @@ def suggest(curve: Curve, lr_range: LRRangeParams, div_factor: float) -> Suggest
     - valley: the middle of the longest descent, fastai's default (`valley` in fastai/callback/schedule.py).
 
     The descent must visibly begin inside the range, and end there (a blow-up ends it, too, but not for steepest); an
-    edge, two standard deviations of the smoothing wide, is never the answer. `div_factor` is max_lr / min_lr.
+    edge, two standard deviations of the smoothing wide, is never the answer. A descent that is on from the first step
+    still has a beginning where no slope is read and its half is two edges away: a fresh network is as good as a blind
+    guess, whatever the first rate. `div_factor` is max_lr / min_lr.
     """
 
     def refused(reason: str, advice: str) -> Suggestion:
@@ -103,7 +105,8 @@ def suggest(curve: Curve, lr_range: LRRangeParams, div_factor: float) -> Suggest
     last = min(end, steps - margin) - 1
     half = int(np.clip((fall >= fall[-1] / 2).argmax(), margin, last))
     shoulder = _above_chord(record[margin : half + 1])
-    if shoulder.max() < least_bend:
+    reads_no_slope = lr_range.method == "middle" or lr_range.method in SHARES
+    if shoulder.max() < least_bend and not (reads_no_slope and half > 2 * margin):
         return refused(f"The {name} falls from the first steps on: its steepest slope is an edge.", lower)
 
     best = int(smoothed.argmin())

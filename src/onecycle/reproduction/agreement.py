@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onecycle import paths, yaml_values
-from onecycle.dvc_lock import Lock
+from onecycle.dvc_lock import CODE, Lock
 from onecycle.errors import UserError
 from onecycle.params import GateParams
 from onecycle.reproduction.surroundings import Difference
@@ -143,7 +143,7 @@ def changed_code(recorded: Lock, now: Lock, stages: Collection[str]) -> list[tup
     changed = []
     for stage in stages:
         then, here = (_hashes(lock, stage, "deps") for lock in (recorded, now))
-        files = (path for path in dict.fromkeys([*then, *here]) if path.startswith(("src/", "stages/")))
+        files = (path for path in dict.fromkeys([*then, *here]) if path.startswith(CODE))
         changed += [(stage, path) for path in files if then.get(path) != here.get(path)]
     return changed
 

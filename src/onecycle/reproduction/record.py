@@ -11,6 +11,7 @@ from onecycle import experiments, paths, revisions, yaml_values
 from onecycle.dvc_lock import Lock, parse_lock, recorded_params
 from onecycle.errors import UserError
 from onecycle.git_command import complaint, run_git
+from onecycle.provenance import kept_environment
 from onecycle.revisions import Place
 from onecycle.tracking import patch, source
 
@@ -63,6 +64,12 @@ def find_record(name: str) -> Record:
         return _of_row(place, place.row)
     commit = place.commit or (_head() if name == revisions.WORKSPACE else None)
     if commit is None:
+        made_from = kept_environment(place).commit
+        if made_from:
+            raise UserError(
+                f"{name} keeps no {paths.DVC_LOCK} to compare with; to run it again, `git checkout {made_from[:12]}`, "
+                f"put its {paths.PARAMS.name} there and run `dvc repro`"
+            )
         raise UserError(f"{name} is a folder, and says nothing of the code that made it; give a run, or a revision")
     changes = patch.Patch(b"", "")
     if name == revisions.WORKSPACE:

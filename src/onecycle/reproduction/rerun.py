@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onecycle import dvc_command, params, paths, restoring
-from onecycle.dvc_lock import Lock, parse_graph, read_lock, undone
+from onecycle.dvc_lock import Lock, outputs, parse_graph, read_lock, undone
 from onecycle.errors import UserError
 from onecycle.reproduction import agreement, surroundings
 from onecycle.reproduction.agreement import Agreement, Measured
@@ -157,16 +157,14 @@ def _furnish(tree: Worktree, record: Record, options: Options, files: Path) -> N
     said = dvc_command.dvc("config", "--local", "cache.dir", str(cache), folder=tree.folder)
     if said.returncode != 0:
         raise UserError(f"DVC takes no cache for the worktree: {dvc_command.complaint(said)}")
-    outputs = {
-        Path(out["path"]): str(out.get("md5")) for stage in record.stages.values() for out in stage.get("outs", ())
-    }
-    for path in outputs:  # the commit may hold those of another run
+    written = {Path(path): md5 for path, md5 in outputs(record.stages).items()}
+    for path in written:  # the commit may hold those of another run
         restoring.remove_output(record.place, tree.folder, path)
     if options.from_scratch:
         (tree.folder / paths.DVC_LOCK).unlink(missing_ok=True)
         return
     (tree.folder / paths.DVC_LOCK).write_bytes(record.lock)
-    for path, md5 in outputs.items():
+    for path, md5 in written.items():
         restoring.restore_output(record.place, files, tree.folder, path, md5, restoring.copy)
 
 

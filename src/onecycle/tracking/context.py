@@ -127,7 +127,8 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     if sys.platform == "darwin":
-        name = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]  # cron's PATH has no sbin
+        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]  # cron's PATH has no sbin
         with suppress(OSError):
-            return subprocess.run(name, capture_output=True, text=True, check=False).stdout.strip() or platform.machine()
+            name = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+            return name or platform.machine()
     return platform.processor() or platform.machine()
