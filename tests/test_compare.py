@@ -144,7 +144,7 @@ def seeds_apart(folder: Path, step: int) -> differences.EqualRuns:
     return differences.EqualRuns({"exercise": runs}, "results/reference")
 
 
-def interval(row: compare.Row) -> tuple[float | None, float | None]:
+def interval(row: compare.MetricComparison) -> tuple[float | None, float | None]:
     return row.low, row.high
 
 
@@ -189,7 +189,7 @@ def test_seeds_of_a_recipe_are_called_by_its_name() -> None:
 
 
 def test_a_mean_of_counts_is_no_whole_number() -> None:
-    row = compare.Row("wrong", 659.0, 1591 + 2 / 3, 932 + 2 / 3, -0.01, 1865.3)
+    row = compare.MetricComparison("wrong", 659.0, 1591 + 2 / 3, 932 + 2 / 3, -0.01, 1865.3)
     assert compare.number(row, "wrong") == ("659.0", "1,591.7", "+932.7", "-0.0 to +1,865.3")
 
 

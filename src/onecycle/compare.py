@@ -54,7 +54,7 @@ RESAMPLED = ("ece", "macro_precision", "macro_recall", "macro_f1")
 
 
 @dataclass(frozen=True)
-class Row:
+class MetricComparison:
     """One figure of both sides; several runs are shown by their mean."""
 
     name: str
@@ -74,8 +74,8 @@ class Comparison:
     second: tuple[str, ...]
     params: dict[str, tuple[str, str]]
     """Those that differ, as YAML spells them."""
-    metrics: list[Row]
-    classes: list[Row]
+    metrics: list[MetricComparison]
+    classes: list[MetricComparison]
     """Share of each class's images that are right."""
     only_first_right: int | None
     """Images, with one run a side."""
@@ -150,7 +150,7 @@ def _same_recipe(first: Results, second: Results) -> bool:
     return other_seeds and bool(first.made.code) and first.made.code == second.made.code
 
 
-def _metrics(first: Side, second: Side, counts: Discordant | None, known: EqualRuns | None) -> list[Row]:
+def _metrics(first: Side, second: Side, counts: Discordant | None, known: EqualRuns | None) -> list[MetricComparison]:
     paired = _paired(first[0], second[0], counts) if counts else {}
     shared = shared_metrics((*first, *second))
     return [_row(name, first, second, metric(name), paired.get(name), known) for name in shared]
@@ -182,15 +182,17 @@ def _told(run: Results, images: NDArray[np.int64]) -> dict[str, float | int]:
 
 def _row(
     name: str, first: Side, second: Side, measure: Measure, paired: Difference | None, known: EqualRuns | None
-) -> Row:
+) -> MetricComparison:
     """With the wider of the intervals that the images and the runs give."""
     told = estimate(first, second, measure, known)
     widest = max((each for each in (paired, told.difference() if told else None) if each), key=width, default=None)
     one, other = (float(np.mean(figures(side, measure))) for side in (first, second))
-    return Row(name, one, other, other - one, widest.low if widest else None, widest.high if widest else None)
+    return MetricComparison(
+        name, one, other, other - one, widest.low if widest else None, widest.high if widest else None
+    )
 
 
-def _classes(first: Side, second: Side, known: EqualRuns | None) -> Iterator[Row]:
+def _classes(first: Side, second: Side, known: EqualRuns | None) -> Iterator[MetricComparison]:
     labels = first[0].labels
     for label, name in enumerate(first[0].classes):
         mine = labels == label
@@ -252,7 +254,7 @@ def sentence(comparison: Comparison) -> str:
     return f"{words}; accuracy {interval[2]} points ({interval[3]}), p = {comparison.p:.2g}, {comparison.test}"
 
 
-def number(row: Row, metric: str) -> tuple[str, str, str, str]:
+def number(row: MetricComparison, metric: str) -> tuple[str, str, str, str]:
     """Both sides, difference and interval: shares in percent and points, counts and losses as they are."""
     if metric == "wrong":
         whole = row.first.is_integer() and row.second.is_integer()  # no mean over runs
@@ -272,5 +274,5 @@ def number(row: Row, metric: str) -> tuple[str, str, str, str]:
     )
 
 
-def _cells(row: Row, metric: str, name: str | None = None) -> tuple[str, ...]:
+def _cells(row: MetricComparison, metric: str, name: str | None = None) -> tuple[str, ...]:
     return (name or row.name, *number(row, metric))

@@ -56,7 +56,7 @@ class EqualRuns:
     recipes: Mapping[str, Side]
     """Name → two runs and more."""
     where: str
-    """They are kept."""
+    """The folder that keeps them."""
 
     def deviation(self, measure: Measure) -> Deviation | None:
         """Of a figure of theirs; None where it does not vary, or one of them lacks it."""
@@ -111,7 +111,7 @@ def accuracy_difference(
 
 
 def width(difference: Difference) -> float:
-    """Of its interval."""
+    """From the low end of its interval to the high one."""
     return difference.high - difference.low
 
 

@@ -24,12 +24,12 @@ FromCache = Callable[[Path, Path], object]
 
 
 def link(cached: Path, target: Path) -> None:
-    """To look at it."""
+    """For those who only look at it."""
     target.symlink_to(cached.resolve())
 
 
 def copy(cached: Path, target: Path) -> None:
-    """To have a stage write into it, too."""
+    """For a stage, which may write into it."""
     shutil.copyfile(cached, target)
 
 

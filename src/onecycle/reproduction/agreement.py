@@ -59,9 +59,9 @@ class Predictions:
 
     images: int
     changed: int
-    """That got another class."""
+    """How many of them got another class."""
     largest: float
-    """Absolute difference of two confidences."""
+    """The largest absolute difference of two confidences."""
 
 
 @dataclass(frozen=True)
