@@ -146,7 +146,7 @@ def test_only_what_dvc_lock_records_comes_back(bare: Path, sync: Sync) -> None:
 def test_files_that_are_partial_or_older_cost_at_most_their_own_row(bare: Path, sync: Sync) -> None:
     """A pull that was interrupted has brought one file of the data set; other runs are of a time with other files."""
     new = bare / "results/reference/new/seed-0"
-    new.mkdir(parents=True)
+    shutil.copytree(bare / "results/train", new / "train")
     (new / "environment.json").write_text('{"weather": "fair"}', encoding="utf-8")
     shutil.copy(bare / paths.PARAMS, new)
     old = bare / "results/reference/old/seed-0"
@@ -161,7 +161,10 @@ def test_files_that_are_partial_or_older_cost_at_most_their_own_row(bare: Path, 
         if file["relpath"] == "train_labels.npy":
             (cache / file["md5"][:2] / file["md5"][2:]).unlink()
             (bare / paths.DATASET / file["relpath"]).unlink()
-    assert sync(bare)[-2:] == ["old/seed-0: what lr_range wrote lacks 'iteration', so no row", "workspace: added"]
+    *_, of_new, of_old, of_workspace = sync(bare)
+    assert of_new.startswith("new/seed-0: environment.json of new/seed-0 must hold nothing but device, ")
+    assert of_old == "old/seed-0: what lr_range wrote lacks 'iteration', so no row"
+    assert of_workspace == "workspace: added"
     [row] = rows(bare)
     assert "test_images" in row.inputs.dataset_inputs[0].dataset.profile
     assert "train_images" not in row.inputs.dataset_inputs[0].dataset.profile
