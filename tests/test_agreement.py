@@ -138,10 +138,13 @@ def test_what_cannot_be_read_is_told_beside_the_rest(tmp_path: Path) -> None:
     write_run(tmp_path, errors(600, 0))
     (tmp_path / paths.TRAIN_METRICS).parent.mkdir(parents=True)
     (tmp_path / paths.TRAIN_METRICS).write_text('{"train_loss": 0.', encoding="utf-8")
+    (tmp_path / paths.STATS_JSON).parent.mkdir(parents=True)
+    (tmp_path / paths.STATS_JSON).write_text('{"mean": ' * 200_000, encoding="utf-8")
     (tmp_path / paths.PREDICTIONS).write_bytes(b"PAR1")
     found = agreement.measured(Place("one", None, tmp_path))
     assert found.metrics["evaluate.wrong"] == 600 and found.results is None
     assert [note.partition(" of one")[0] for note in found.notes] == [
+        "no metrics of stats are compared: results/stats/stats.json",
         "no metrics of train are compared: results/train/metrics.json",
         "no predictions are compared: results/evaluate/predictions.parquet",
     ]

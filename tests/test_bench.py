@@ -211,6 +211,13 @@ def test_what_a_worker_refuses_is_told_here() -> None:
             refusing.ask("mapped")
 
 
+def test_a_worker_short_of_memory_says_so() -> None:
+    with Worker(ANSWERING) as full:
+        full.build("one")
+        with pytest.raises(UserError, match=r"^the benchmark ran out of memory \(MemoryError\); lower batch_size$"):
+            full.ask("fill")
+
+
 def small_workspace(folder: Path, digits: Dataset) -> None:
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy2(REPO / name, folder / name)

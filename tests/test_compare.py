@@ -13,7 +13,7 @@ from crafted_run import CLASSES, LABELS, commit, errors, repository, set_params,
 from scipy.stats import t as student
 from scipy.stats import ttest_ind
 
-from onecycle import compare, differences, paths, revisions, tables
+from onecycle import compare, differences, numbers, paths, revisions, tables
 from onecycle.differences import side_name
 from onecycle.errors import UserError
 from onecycle.results import Results, read, read_side
@@ -191,8 +191,12 @@ def test_seeds_of_a_recipe_are_called_by_its_name() -> None:
 
 
 def test_a_mean_of_counts_is_no_whole_number() -> None:
-    row = compare.MetricComparison("wrong", 659.0, 1591 + 2 / 3, 932 + 2 / 3, -0.01, 1865.3)
-    assert compare.number(row, "wrong") == ("659.0", "1,591.7", "+932.7", "-0.0 to +1,865.3")
+    assert numbers.compared("wrong", 659.0, 1591 + 2 / 3, -0.01, 1865.3) == (
+        "659.0",
+        "1,591.7",
+        "+932.7",
+        "-0.0 to +1,865.3",
+    )
 
 
 def test_what_it_prints(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

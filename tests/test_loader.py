@@ -85,7 +85,7 @@ from pathlib import Path
 from onecycle import loader, params, stage
 
 if __name__ == "__main__":
-    stage.start_loaders_loaded()
+    stage.preload_loader_server()
     loader.start_method = lambda device: "forkserver"
     images, labels = np.full((8, 32, 32, 3), 255, np.uint8), np.zeros(8, np.int64)
     augment = params.load(Path("params.yaml")).augment

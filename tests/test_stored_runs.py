@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from onecycle import paths, yaml_values
 from onecycle.errors import UserError
 from onecycle.params import flatten, load
-from onecycle.results import differing, read
+from onecycle.results import differing_params, read
 from onecycle.revisions import AbsentError, find
 from onecycle.tracking.champion import promote
 from onecycle.tracking.collect import collect
@@ -109,7 +109,7 @@ def test_a_row_says_what_the_workspace_it_was_made_in_says(stored: Stored) -> No
         run = read(find(name))
         assert (run.predictions == expected.predictions).all() and (run.confidence == expected.confidence).all()
         assert (run.metrics, run.digest, run.classes) == (expected.metrics, expected.digest, expected.classes)
-        assert len(run.params) == len(expected.params) and differing(run, expected) == []
+        assert len(run.params) == len(expected.params) and differing_params(run, expected) == []
         assert run.described == name
         assert run.place.row and run.place.row.version == (MODEL, "3")
 

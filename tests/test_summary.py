@@ -200,6 +200,16 @@ def test_show_refuses_what_no_stage_writes(tmp_path: Path, onecycle: Run, path: 
     assert (code, output) == (2, "") and said.startswith(f"error: run: its results cannot be read: {words}")
 
 
+@pytest.mark.parametrize("content", ["{a: " * 50_000 + "1" + "}" * 50_000, "- " * 101 + "1"], ids=["keys", "lists"])
+def test_show_refuses_params_nested_too_deep(tmp_path: Path, onecycle: Run, content: str) -> None:
+    """PyYAML's C loader, left to itself, ends the process at the first."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / paths.PARAMS).write_text(content, encoding="utf-8")
+    code, output, said = onecycle(tmp_path, "show", "run")
+    assert (code, output) == (2, "")
+    assert said == "error: params.yaml of run: cannot be read as YAML: is nested more than 100 deep\n"
+
+
 def test_the_table_of_the_readme_has_no_picture(folder: Path, onecycle: Run) -> None:
     code, output, said = onecycle(folder, "summary", "--readme", "--picture", "seeds.png")
     assert (code, output) == (2, "") and said.endswith("run it without --picture\n")

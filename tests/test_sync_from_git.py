@@ -150,8 +150,8 @@ def test_files_that_are_partial_or_older_cost_at_most_their_own_row(bare: Path, 
     (new / "environment.json").write_text('{"weather": "fair"}', encoding="utf-8")
     shutil.copy(bare / paths.PARAMS, new)
     old = bare / "results/reference/old/seed-0"
-    (old / "lr_range").mkdir(parents=True)
-    (old / "lr_range/curve.csv").write_text("rate,loss\n0.1,2.3\n", encoding="utf-8")
+    (old / "train").mkdir(parents=True)
+    (old / "train/history.csv").write_text("rate,loss\n0.1,2.3\n", encoding="utf-8")
     shutil.copy(bare / paths.PARAMS, old)
     command(bare, "git", "add", "-A")
     command(bare, "git", "commit", "-qm", "runs of other times")
@@ -163,7 +163,7 @@ def test_files_that_are_partial_or_older_cost_at_most_their_own_row(bare: Path, 
             (bare / paths.DATASET / file["relpath"]).unlink()
     *_, of_new, of_old, of_workspace = sync(bare)
     assert of_new.startswith("new/seed-0: environment.json of new/seed-0 must hold nothing but device, ")
-    assert of_old == "old/seed-0: what lr_range wrote lacks 'iteration', so no row"
+    assert of_old == "old/seed-0: what train wrote lacks 'epoch', so no row"
     assert of_workspace == "workspace: added"
     [row] = rows(bare)
     assert "test_images" in row.inputs.dataset_inputs[0].dataset.profile

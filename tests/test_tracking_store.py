@@ -29,10 +29,9 @@ from onecycle.stage import CRASHED
 from onecycle.tracking import registry
 from onecycle.tracking.collect import STAGES
 from onecycle.tracking.database import default_uri, prepare
-from onecycle.tracking.ending import cut_short
+from onecycle.tracking.ending import cut_short, final_lock
 from onecycle.tracking.errors import StoreError
 from onecycle.tracking.execution import Execution, Process
-from onecycle.tracking.git import final_lock
 from onecycle.tracking.journal import Journal
 from onecycle.tracking.rebuild import NOBODY
 from onecycle.tracking.relay import Relay

@@ -1,9 +1,9 @@
 """Training state on disk: written whole or not at all, checked when read, resumed only by the run it belongs to.
 
-State lies in the original workspace's `.state/train/<digest>/`, outside DVC's outputs (DVC deletes those before a
-stage runs, and a temporary experiment's whole folder after it). The digest stands for everything that decides the
-result, so state of other params, code, data or libraries is never mixed in. A run that was interrupted and never
-taken up again is forgotten when another one ends well a month later.
+State lies in the original workspace, in `<digest>/` of `paths.training_state()`, outside DVC's outputs (DVC deletes
+those before a stage runs, and a temporary experiment's whole folder after it). The digest stands for everything that
+decides the result, so state of other params, code, data or libraries is never mixed in. A run that was interrupted and
+never taken up again is forgotten when another one ends well a month later.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import Any, cast
 
 import torch
 from filelock import FileLock, Timeout
-from ruamel.yaml import YAML
 
-from onecycle import signals
+from onecycle import paths, signals
+from onecycle.dvc_lock import parse_graph
 from onecycle.errors import UserError
 
 KEPT = 2
@@ -209,5 +209,5 @@ def identity(params: Mapping[str, object], code: Iterable[Path], **inputs: objec
 
 def code_of(stage: str) -> list[Path]:
     """The Python files that dvc.yaml names as dependencies of `stage`."""
-    graph = YAML(typ="safe", pure=True).load(Path("dvc.yaml").read_text(encoding="utf-8"))
-    return [Path(dep) for dep in graph["stages"][stage]["deps"] if dep.endswith(".py")]
+    deps = parse_graph(paths.DVC_YAML.read_bytes())[stage]["deps"]
+    return [Path(dep) for dep in deps if dep.endswith(".py")]

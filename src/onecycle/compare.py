@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from onecycle import evaluation
 from onecycle.differences import (
     ACCURACY,
     EqualRuns,
@@ -29,8 +28,9 @@ from onecycle.differences import (
     side_name,
     width,
 )
+from onecycle.numbers import compared
 from onecycle.recipe import SEED, recipe_differing
-from onecycle.results import Results, differing, same_model, shared_metrics
+from onecycle.results import Results, differing_params, prediction_metrics, same_model, shared_metrics
 from onecycle.stats_tests import (
     FEW_DISCORDANT,
     Difference,
@@ -114,7 +114,7 @@ def compare(first: Side, second: Side, known: EqualRuns | None = None) -> Compar
         second=tuple(run.described for run in second),
         params={
             key: (spelled(one.params.get(key, "–")), spelled(other.params.get(key, "–")))
-            for key in differing(one, other)
+            for key in differing_params(one, other)
         },
         metrics=_metrics(first, second, counts, known),
         classes=list(_classes(first, second, known)),
@@ -146,7 +146,7 @@ def _test(first: Side, second: Side, counts: Discordant | None, known: EqualRuns
 
 
 def _same_recipe(first: Results, second: Results) -> bool:
-    other_seeds = SEED in differing(first, second) and not recipe_differing(first.params, second.params)
+    other_seeds = SEED in differing_params(first, second) and not recipe_differing(first.params, second.params)
     return other_seeds and bool(first.made.code) and first.made.code == second.made.code
 
 
@@ -166,18 +166,11 @@ def _paired(first: Results, second: Results, counts: Discordant) -> dict[str, Di
     wrong = Difference(-accuracy.value * n, -accuracy.high * n, -accuracy.low * n)
 
     def measure(images: NDArray[np.int64]) -> NDArray[np.float64]:
-        before, after = (_told(run, images) for run in (first, second))
+        before, after = (prediction_metrics(run, images) for run in (first, second))
         return np.array([after[name] - before[name] for name in RESAMPLED])
 
     resampled = dict(zip(RESAMPLED, resampled_differences(measure, n), strict=True)) if n > 1 else {}
     return {"accuracy": accuracy, "wrong": wrong, **resampled}
-
-
-def _told(run: Results, images: NDArray[np.int64]) -> dict[str, float | int]:
-    """The metrics of predictions on some images."""
-    unknown = np.full(len(images), np.nan)  # losses, which are not needed here
-    chosen = evaluation.Outcomes(run.labels[images], run.predictions[images], run.confidence[images], unknown)
-    return evaluation.prediction_metrics(chosen, len(run.classes))
 
 
 def _row(
@@ -249,30 +242,14 @@ def page(comparison: Comparison) -> Page:
 def sentence(comparison: Comparison) -> str:
     """The verdict in one line."""
     accuracy = next(row for row in comparison.metrics if row.name == "accuracy")
-    words = {"better": "better", "worse": "worse", "no evidence": "no evidence of a difference"}[comparison.verdict]
-    interval = number(accuracy, "accuracy")
-    return f"{words}; accuracy {interval[2]} points ({interval[3]}), p = {comparison.p:.2g}, {comparison.test}"
-
-
-def number(row: MetricComparison, metric: str) -> tuple[str, str, str, str]:
-    """Both sides, difference and interval: shares in percent and points, counts and losses as they are."""
-    if metric == "wrong":
-        whole = row.first.is_integer() and row.second.is_integer()  # no mean over runs
-        value, signed, factor = ("{:,.0f}", "{:+,.0f}", 1.0) if whole else ("{:,.1f}", "{:+,.1f}", 1.0)
-    elif metric in ("loss", "brier", "ece"):
-        value, signed, factor = "{:.4f}", "{:+.4f}", 1.0
-    else:
-        value, signed, factor = "{:.2f} %", "{:+.2f}", 100.0
-    interval = "–"
-    if row.low is not None and row.high is not None:
-        interval = f"{signed.format(factor * row.low)} to {signed.format(factor * row.high)}"
-    return (
-        value.format(factor * row.first),
-        value.format(factor * row.second),
-        signed.format(factor * row.difference),
-        interval,
-    )
+    words = "no evidence of a difference" if comparison.verdict == "no evidence" else comparison.verdict
+    _, _, difference, interval = _compared(accuracy, "accuracy")
+    return f"{words}; accuracy {difference} points ({interval}), p = {comparison.p:.2g}, {comparison.test}"
 
 
 def _cells(row: MetricComparison, metric: str, name: str | None = None) -> tuple[str, ...]:
-    return (name or row.name, *number(row, metric))
+    return (name or row.name, *_compared(row, metric))
+
+
+def _compared(row: MetricComparison, metric: str) -> tuple[str, str, str, str]:
+    return compared(metric, row.first, row.second, row.low, row.high)

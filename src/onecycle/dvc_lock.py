@@ -61,19 +61,34 @@ def _is_file(file: object) -> bool:
     return isinstance(file, dict) and isinstance(file.get("path"), str)
 
 
+def hashes(entry: Mapping[str, Any], section: str) -> dict[str, str]:
+    """Path → MD5 of what a stage read ("deps") or wrote ("outs")."""
+    return {file["path"]: str(file.get("md5")) for file in entry.get(section, ())}
+
+
 def outputs(lock: Lock) -> dict[str, str]:
     """Path → MD5 of all that stages wrote."""
-    return {path: str(out.get("md5")) for path, out in _written(lock).items()}
+    return {path: md5 for entry in lock.values() for path, md5 in hashes(entry, "outs").items()}
+
+
+def evaluated_model(lock: Lock) -> str | None:
+    """The MD5 of the model that was evaluated."""
+    return hashes(lock.get("evaluate", {}), "deps").get(paths.MODEL.as_posix())
+
+
+def stage_params(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The params that a stage ran with, with dotted keys."""
+    return yaml_values.flat(entry.get("params", {}).get(paths.PARAMS.name, {}))
 
 
 def recorded_params(lock: Lock) -> dict[str, Any]:
-    """The params that the stages in `lock` ran with, with dotted keys; where they differ, those of the first.
+    """`stage_params` of all stages; where they differ, those of the first.
 
     A stage that was not run again after those before it still has the old ones.
     """
     found: dict[str, Any] = {}
-    for stage in lock.values():
-        found = yaml_values.flat(stage.get("params", {}).get(paths.PARAMS.name, {})) | found
+    for entry in lock.values():
+        found = stage_params(entry) | found
     return found
 
 
@@ -96,10 +111,10 @@ def kept_params(kept: Iterable[str], reader: str, lock: Lock, params: Mapping[st
     As when a stage alone is run after an edit. What the stage `reader`, which runs, was recorded to read itself is left
     out: it has the new value. The report computes nothing with what it reads.
     """
-    its_own = recorded_params({reader: lock.get(reader, {})}) if reader != WITHOUT_FIGURES else {}
+    its_own = stage_params(lock.get(reader, {})) if reader != WITHOUT_FIGURES else {}
     found: dict[str, str] = {}
     for stage in kept:
-        recorded = recorded_params({stage: lock.get(stage, {})})
+        recorded = stage_params(lock.get(stage, {}))
         others = {
             key: yaml_values.spelled(recorded[key])
             for key in recorded.keys() & params.keys() - its_own.keys()
@@ -129,7 +144,7 @@ def _recorded(stage: str, lock: Lock, params: Mapping[str, str]) -> bool:
     entry, written = lock.get(stage), _written(lock)
     if entry is None:
         return False
-    recorded = yaml_values.flat(entry.get("params", {}).get(paths.PARAMS.name, {}))
+    recorded = stage_params(entry)
     return all(key in params and yaml_values.same(value, params[key]) for key, value in recorded.items()) and all(
         dep.get("md5") == written[dep["path"]].get("md5") for dep in entry.get("deps", ()) if dep["path"] in written
     )

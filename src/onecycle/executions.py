@@ -61,13 +61,13 @@ def executions() -> Found:
 
 
 def _places() -> Iterator[Place]:
-    yield Place(WORKSPACE, None, Path())
+    yield Place(WORKSPACE, folder=Path())
     if git_says("rev-parse", "HEAD"):
         yield find("HEAD")
     for one in experiments.finished():
-        yield Place(one.name, one.commit, None)
+        yield Place(one.name, one.commit)
     for folder in references():
-        yield Place(folder.as_posix(), None, folder)
+        yield Place.at(folder)
 
 
 def _trainings(left_out: dict[str, str]) -> Mapping[str, Training]:

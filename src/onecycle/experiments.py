@@ -37,7 +37,7 @@ class Task:
     commit: str
     """Holds the params and the code it runs with."""
     state: str
-    """queued, running, success or failed."""
+    """queued, running, success or failed; lost, where DVC no longer knows it (`replicate`)."""
     process: int | None = None
     """Number of the process that runs it, or ran it."""
     log: Path | None = None
@@ -46,18 +46,12 @@ class Task:
 
 SECONDS = 300.0
 """The longest that DVC may take to tell of them; where it reads git's blobs, it may wait for ever (pygit2's BlobIO)."""
-LISTING = ("for-each-ref", "--format=%(objectname) %(committerdate:unix) %(refname)", "refs/exps")
-"""What git is asked for the finished ones."""
 
 
 def finished() -> Iterator[Experiment]:
-    """Every experiment in git."""
-    return listed(git_says(*LISTING))
-
-
-def listed(text: str) -> Iterator[Experiment]:
-    """The experiments in git's answer to LISTING: refs/exps/<2 digits>/<38 digits of their baseline>/<name>."""
-    for line in text.splitlines():
+    """Every experiment in git, of refs/exps/<2 digits>/<38 digits of its baseline>/<name>."""
+    said = git_says("for-each-ref", "--format=%(objectname) %(committerdate:unix) %(refname)", "refs/exps")
+    for line in said.splitlines():
         commit, seconds, reference = line.split(" ", 2)
         parts = PurePosixPath(reference).parts
         if len(parts) == 5 and len(parts[2] + parts[3]) == 40:

@@ -30,6 +30,7 @@ from onecycle.differences import (
     run_deviation,
     side_name,
 )
+from onecycle.numbers import compared
 from onecycle.params import GateParams
 from onecycle.results import check_comparable, same_predictions
 from onecycle.stats_tests import Difference, runs_to_settle
@@ -200,15 +201,8 @@ def page(judgement: Judgement, limits: GateParams) -> Page:
 
 
 def _cells(check: Check) -> Sequence[str]:
-    share = check.name in ("accuracy", "floor")
-    value, signed, factor = ("{:.2f} %", "{:+.2f}", 100.0) if share else ("{:.4f}", "{:+.4f}", 1.0)
-    before = difference = bounds = "–"
-    if check.baseline is not None:
-        before = value.format(factor * check.baseline)
-        difference = signed.format(factor * (check.candidate - check.baseline))
-    if check.low is not None and check.high is not None:
-        bounds = f"{signed.format(factor * check.low)} to {signed.format(factor * check.high)}"
-    return (check.name, before, value.format(factor * check.candidate), difference, bounds, check.rule, check.verdict)
+    told = compared(check.name, check.baseline, check.candidate, check.low, check.high)
+    return (check.name, *told, check.rule, check.verdict)
 
 
 def _explained(judgement: Judgement, limits: GateParams) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from onecycle import paths
 from onecycle.dvc_lock import CODE, md5, parse_graph
 from onecycle.errors import UserError
-from onecycle.yaml_values import flat, load, same, spelled
+from onecycle.yaml_values import load_flat, same, spelled
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Inputs:
     def of(cls, stage: str) -> Inputs:
         """As they are now. Raises `UserError` where dvc.yaml or params.yaml cannot be read."""
         entry = _read(paths.DVC_YAML, parse_graph).get(stage, {})
-        values = _read(paths.PARAMS, lambda content: flat(load(content)))
+        values = _read(paths.PARAMS, load_flat)
         wanted = tuple(name for name in entry.get("params", ()) if isinstance(name, str))
         read = {key: value for key, value in values.items() if _within(key, wanted)}
         deps = (Path(dep) for dep in entry.get("deps", ()) if isinstance(dep, str) and dep.startswith(CODE))

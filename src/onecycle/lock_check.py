@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from onecycle import paths, yaml_values
-from onecycle.dvc_lock import read_lock
+from onecycle.dvc_lock import hashes, read_lock
 from onecycle.errors import UserError
 from onecycle.refusals import shown
 
@@ -21,12 +21,9 @@ if TYPE_CHECKING:
     from dvc.output import Output
     from dvc.stage import PipelineStage
 
-
 REPRO = "run `dvc repro` and commit dvc.lock with the results"
-
-
 ABSENT = object()
-Made = Mapping[str, tuple[str, str | None]]
+Made = Mapping[str, tuple[str, str]]
 """Path → the stage that wrote it, and the MD5 of what it wrote."""
 
 
@@ -53,9 +50,7 @@ def mismatches() -> Iterator[Mismatch]:
         with Repo() as repo:
             stages = {stage.name: stage for stage in repo.index.stages if stage.path_in_repo == paths.DVC_YAML.name}
             lock = read_lock()
-            made: Made = {
-                out["path"]: (name, out.get("md5")) for name, entry in lock.items() for out in entry.get("outs", ())
-            }
+            made = {path: (name, md5) for name, entry in lock.items() for path, md5 in hashes(entry, "outs").items()}
             for name in (name for name in lock if name not in stages):
                 yield Mismatch(f"{name} is a stage of dvc.lock and not of dvc.yaml; {REPRO}", True)
             for name, stage in stages.items():
@@ -74,10 +69,10 @@ def _stage(stage: PipelineStage, entry: Mapping[str, Any], made: Made) -> Iterat
     if stage.cmd != entry.get("cmd"):
         old, new = shown(entry.get("cmd")), shown(stage.cmd)
         yield Mismatch(f"{name}: cmd is {old} in dvc.lock and {new} in dvc.yaml; {REPRO}", True)
-    recorded = {dep["path"]: dep.get("md5") for dep in entry.get("deps", ())}
+    recorded = hashes(entry, "deps")
     files = {dep.def_path: dep for dep in stage.deps if not isinstance(dep, ParamsDependency)}
     yield from _lists(name, "deps", files, recorded)
-    written = [out["path"] for out in entry.get("outs", ())]
+    written = hashes(entry, "outs")
     yield from _lists(name, "outs", [out.def_path for out in stage.outs], written)
     params = {dep.def_path: dep for dep in stage.deps if isinstance(dep, ParamsDependency)}
     ran_with = entry.get("params", {})
@@ -119,7 +114,7 @@ def _params(stage: str, dep: ParamsDependency, recorded: Mapping[str, Any]) -> I
             yield Mismatch(f"{stage}: {leaf} is {old} in dvc.lock and {new} in {file}; {REPRO}", True)
 
 
-def _read(stage: str, dep: Output, md5: str | None, made: Made) -> Iterator[Mismatch]:
+def _read(stage: str, dep: Output, md5: str, made: Made) -> Iterator[Mismatch]:
     """What another stage wrote, by its record, since it may be data; anything else as it is now."""
     path = dep.def_path
     if path in made:

@@ -38,23 +38,22 @@ Fill = Literal["mean", "black"]
 MOST_WORKERS = 1024
 
 
-def _auto_or(kind: type[int] | type[float]) -> BeforeValidator:
-    """A validator for keys that take "auto" or a number: a count, or whatever a float can hold that is > 0."""
+def _rate_or_auto(value: object) -> object:
+    match value:
+        case "auto":
+            return value
+        case int() | float() if not isinstance(value, bool) and 0 < value <= sys.float_info.max:
+            return float(value)
+    raise ValueError("must be 'auto' or a number > 0")
 
-    def check(value: object) -> object:
-        match value:
-            case "auto":
-                return value
-            case bool():
-                pass
-            case int() if kind is int and 0 <= value <= MOST_WORKERS:
-                return value
-            case int() | float() if kind is float and 0 < value <= sys.float_info.max:
-                return float(value)
-        number = f"an integer from 0 to {MOST_WORKERS}" if kind is int else "a number > 0"
-        raise ValueError(f"must be 'auto' or {number}")
 
-    return BeforeValidator(check)
+def _workers_or_auto(value: object) -> object:
+    match value:
+        case "auto":
+            return value
+        case int() if not isinstance(value, bool) and 0 <= value <= MOST_WORKERS:
+            return value
+    raise ValueError(f"must be 'auto' or an integer from 0 to {MOST_WORKERS}")
 
 
 class Section(BaseModel):
@@ -117,7 +116,7 @@ class OptimizerParams(Section):
 class OneCycleParams(Section):
     """The schedule of rate and momentum over the steps of training."""
 
-    max_lr: Annotated[float | Literal["auto"], _auto_or(float)]
+    max_lr: Annotated[float | Literal["auto"], BeforeValidator(_rate_or_auto)]
     max_at_epoch: Positive
     anneal: Literal["linear", "cosine"]
     div_factor: Annotated[float, Field(ge=1)]
@@ -175,7 +174,7 @@ class RuntimeParams(Section):
     """Knobs that cannot change a result."""
 
     allocator: bool
-    workers: Annotated[int | Literal["auto"], _auto_or(int)]
+    workers: Annotated[int | Literal["auto"], BeforeValidator(_workers_or_auto)]
     checkpoint_seconds: Positive
 
 

@@ -13,7 +13,7 @@ import io
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,22 +103,18 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
 
 def predict(model: Model, files: Sequence[Path]) -> list[Prediction]:
     """What `model` makes of each of `files`, in their order."""
-    read: dict[int, tuple[Pixels, str]] = {}
-    refused: dict[int, str] = {}
-    for number, file in enumerate(files):
+    found: list[Prediction] = []
+    images: list[Pixels] = []
+    for file in files:
         try:
-            read[number] = read_image(file, model.side)
+            pixels, seen = read_image(file, model.side)
         except UserError as error:
-            refused[number] = str(error)
-    likeliest: list[list[tuple[str, float]]] = []
-    if read:
-        probabilities = model.classify(np.stack([pixels for pixels, _ in read.values()]))
-        likeliest = [top_classes(row, model.classes) for row in probabilities]
-    top = dict(zip(read, likeliest, strict=True))
-    return [
-        Prediction(file, read[number][1], top[number]) if number in read else Prediction(file, refused=refused[number])
-        for number, file in enumerate(files)
-    ]
+            found.append(Prediction(file, refused=str(error)))
+        else:
+            found.append(Prediction(file, seen))
+            images.append(pixels)
+    probabilities = iter(model.classify(np.stack(images)) if images else ())
+    return [one if one.refused else replace(one, top=top_classes(next(probabilities), model.classes)) for one in found]
 
 
 def top_classes(probabilities: NDArray[np.float32], classes: Sequence[str]) -> list[tuple[str, float]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from onecycle import paths, yaml_values
-from onecycle.dvc_lock import CODE, WITHOUT_FIGURES, Lock, outputs, parse_lock, recorded_params, undone
+from onecycle.dvc_lock import CODE, WITHOUT_FIGURES, Lock, evaluated_model, hashes, outputs, stage_params, undone
 from onecycle.errors import UserError
 from onecycle.revisions import Place
-from onecycle.tracking.filling import model_read_by
 
 if TYPE_CHECKING:
     from onecycle.tracking.times import Training
@@ -93,16 +91,12 @@ def recorded(place: Place) -> Recorded:
     Raises:
         UserError: what there is cannot be read.
     """
-    lock = _lock(place)
+    lock = place.lock()
     if lock:
-        evaluated = model_read_by("evaluate", lock)
+        evaluated = evaluated_model(lock)
         figures = {stage: entry for stage, entry in lock.items() if stage != WITHOUT_FIGURES}
-        code = {
-            dep["path"]: str(dep.get("md5"))
-            for entry in figures.values()
-            for dep in entry.get("deps", ())
-            if dep["path"].startswith(CODE)
-        }
+        read = {path: md5 for entry in figures.values() for path, md5 in hashes(entry, "deps").items()}
+        code = {path: md5 for path, md5 in read.items() if path.startswith(CODE)}
         known = outputs(lock) | ({paths.MODEL.as_posix(): evaluated} if evaluated else {})
         return Recorded(known, code, figures)
     if place.row is not None:
@@ -147,7 +141,7 @@ def check_current(place: Place, params: Mapping[str, Any], made: Recorded) -> No
     """
     stale = undone(made.stages, made.stages, params) if params else []
     for stage in stale:
-        for key, value in recorded_params({stage: made.stages[stage]}).items():
+        for key, value in stage_params(made.stages[stage]).items():
             now = params.get(key, "absent")
             if not yaml_values.same(now, value):
                 raise UserError(
@@ -161,25 +155,12 @@ def check_current(place: Place, params: Mapping[str, Any], made: Recorded) -> No
         )
 
 
-def _lock(place: Place) -> Lock:
-    try:
-        return parse_lock(place.read(paths.DVC_LOCK) or b"")
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"{place.of(paths.DVC_LOCK)}: {error}") from None
-
-
 def _from_json(kind: type[T], place: Place, path: Path, fields: tuple[str, ...]) -> T:
     """`kind` as a file beside a run's params.yaml has it; empty where there is no such file, as in a workspace."""
-    content = None if place.folder in (None, Path()) else place.read(path)
-    if content is None:
+    tree = None if place.folder in (None, Path()) else place.json(path)
+    if tree is None:
         return kind()
-    try:
-        tree = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{place.of(path)} is not valid JSON: {error}") from None
-    if not isinstance(tree, dict) or not set(tree) <= set(fields):
+    if not set(tree) <= set(fields):
         raise UserError(f"{place.of(path)} must hold nothing but {', '.join(fields)}")
     try:
         return TypeAdapter(kind).validate_python(tree)

@@ -13,12 +13,12 @@ from typing import Any
 from onecycle import provenance
 from onecycle.errors import UserError
 from onecycle.git_command import git_says
+from onecycle.numbers import ABSENT, duration, mean_and_deviation
 from onecycle.recipe import recipe_differing
 from onecycle.reference import recipes
-from onecycle.results import Results, params_of, read
+from onecycle.results import Results, read
 from onecycle.revisions import REFERENCE, WORKSPACE, Place, find
 from onecycle.stats_tests import Mean, mean_of_runs
-from onecycle.summary import ABSENT, duration, mean_and_deviation
 from onecycle.yaml_values import spelled
 
 README = Path("README.md")
@@ -56,8 +56,8 @@ def table() -> str:
         UserError: a reference run cannot be read.
     """
     # of HEAD, since an experiment may have left its own in the workspace
-    committed = params_of(find("HEAD")) if git_says("rev-parse", "HEAD") else {}
-    here = committed or params_of(find(WORKSPACE))
+    committed = find("HEAD").params() if git_says("rev-parse", "HEAD") else {}
+    here = committed or find(WORKSPACE).params()
     known = {recipe: (runs, [read(place) for place in runs]) for recipe, runs in recipes().items()}
     if not known:
         return f"{NONE}\n"

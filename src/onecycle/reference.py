@@ -21,11 +21,11 @@ from onecycle.differences import EqualRuns, Side
 from onecycle.dvc_lock import CODE, md5_of
 from onecycle.errors import UserError
 from onecycle.executions import same_run
+from onecycle.numbers import duration, percent
 from onecycle.provenance import Environment, Recorded
 from onecycle.recipe import SEED, recipe_differing
 from onecycle.results import Results, read, same_model
 from onecycle.revisions import REFERENCE, Place, find, references, seeds
-from onecycle.summary import duration
 from onecycle.tracking.errors import StoreError
 from onecycle.tracking.times import Training, trainings
 from onecycle.yaml_values import spelled
@@ -40,7 +40,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 def recipes() -> dict[str, tuple[Place, ...]]:
     """Recipe → its runs, one a seed, of those below results/reference."""
     found = dict.fromkeys(folder.parent for folder in references())
-    return {folder.name: seeds(Place(folder.as_posix(), None, folder)) for folder in found}
+    return {folder.name: seeds(Place.at(folder)) for folder in found}
 
 
 def equal_runs(first: Side, second: Side) -> EqualRuns | None:
@@ -94,7 +94,7 @@ def record(name: str, recipe: str) -> str:
     known, trouble = _trainings()
     trained = provenance.environment(place, made.model, known)
     if trained == Environment():  # no row tells: what one told when it was recorded first
-        trained = provenance.kept_environment(Place(target.as_posix(), None, target))
+        trained = provenance.kept_environment(Place.at(target))
     files[provenance.ENVIRONMENT] = _json(asdict(trained))
     files[provenance.HASHES] = _json({"outputs": outputs | dict(made.outputs), "code": made.code})
     _write(target, files)
@@ -132,9 +132,7 @@ def _check_fits(results: Results, target: Path) -> None:
 
 def _content(place: Place, path: Path, made: Recorded) -> bytes:
     """A small file of the run, as its dvc.lock says it is."""
-    content = place.read(path)
-    if content is None:
-        raise UserError(f"{place.of(path)} is missing; {place.remedy}")
+    content = place.need(path)
     if len(content) > MOST_BYTES:
         raise UserError(f"{place.of(path)} has {len(content):,} bytes; a reference takes up to {MOST_BYTES:,} a file")
     wanted = made.outputs.get(path.as_posix())
@@ -146,8 +144,7 @@ def _content(place: Place, path: Path, made: Recorded) -> bytes:
 def _params(place: Place) -> bytes:
     """params.yaml as it is; of a row, which has them by dotted key, written anew."""
     path = paths.PARAMS
-    content = place.read(path)
-    assert content is not None  # the results have a seed from it
+    content = place.need(path)
     if place.row is None:
         return content
     tree: dict[str, Any] = {}
@@ -178,7 +175,7 @@ def _write(target: Path, files: Mapping[Path, bytes]) -> None:
             file = folder.joinpath(*(path.parts[1:] if path.parts[0] == "results" else path.parts))
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
-        read(Place(target.as_posix(), None, folder))
+        read(Place(target.as_posix(), folder=folder))
         with signals.deferred() as asked:  # between the two, neither run would be in its place
             if target.exists():  # a folder can only be renamed onto an empty one
                 target.rename(replaced)
@@ -191,7 +188,7 @@ def _json(tree: object) -> bytes:
 
 
 def _told(results: Results, trained: Environment, trouble: str) -> str:
-    accuracy = f"test accuracy {100 * results.metrics['accuracy']:.2f} %"
+    accuracy = f"test accuracy {percent(results.metrics['accuracy'])}"
     if trained.training_seconds is None:
         return f"{accuracy}; time and hardware unknown: {trouble}"
     uncommitted = [file for file in (trained.changed or "").split(", ") if file.startswith(CODE)]

@@ -10,11 +10,9 @@ from pydantic import BaseModel, ValidationError
 
 _RULES = {
     "int_type": "an integer",
-    "int_from_float": "an integer",
     "float_type": "a number",
     "finite_number": "a finite number",
     "bool_type": "true or false",
-    "string_type": "a string",
     "greater_than": "> {gt}",
     "greater_than_equal": "≥ {ge}",
     "less_than": "< {lt}",
@@ -34,7 +32,7 @@ def sentence(name: str, model: type[BaseModel], error: ValidationError) -> str:
         return f"{name}: unknown key {key}{hint}"
     if kind == "missing":
         return f"{name}: key {key} is missing"
-    if kind in ("model_type", "model_attributes_type", "dict_type"):
+    if kind == "model_type":
         return f"{name}: {key} must be a section with keys of its own, got {shown(value)}"
     if kind == "literal_error":
         rule = f"be one of {', '.join(shown(choice) for choice in _choices(model, key))}"

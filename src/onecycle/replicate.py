@@ -22,12 +22,13 @@ from rich.console import Console
 
 from onecycle import experiments, yaml_values
 from onecycle.dvc_command import complaint, dvc
+from onecycle.dvc_lock import CODE
 from onecycle.errors import Stopped, UserError
 from onecycle.experiments import Task
 from onecycle.git_command import git_says
+from onecycle.numbers import duration
 from onecycle.recipe import NO_RECIPE, SEED, recipe_differing
 from onecycle.reference import recipes
-from onecycle.results import params_of
 from onecycle.revisions import Place
 from onecycle.tracking import context
 
@@ -67,7 +68,7 @@ def replicate(runs: int, jobs: int, params: Mapping[str, Any]) -> int:
     if not baseline:
         raise UserError("replicate needs a commit that DVC's experiments can start from; run `git commit` first")
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    for name in git_says("ls-files", "--others", "--exclude-standard", "src", "stages").splitlines():
+    for name in git_says("ls-files", "--others", "--exclude-standard", "--", *CODE).splitlines():
         console.print(f"note: {name} is unknown to git, so the experiments go without it; `git add` takes it along")
     in_queue = experiments.tasks(baseline)
     seeds = list(islice(free_seeds(params, in_queue), runs))
@@ -93,7 +94,7 @@ def free_seeds(params: Mapping[str, Any], in_queue: Collection[Task]) -> Iterato
     """The successors of the current seed that no experiment or reference run of this recipe has or waits for."""
     commits = {task.commit for task in in_queue if task.state in ("queued", "running")}
     commits |= {experiment.commit for experiment in experiments.finished()}
-    known = [Place(commit, commit, None) for commit in sorted(commits)]
+    known = [Place(commit, commit) for commit in sorted(commits)]
     known += [place for places in recipes().values() for place in places]
     taken = {str(theirs.get(SEED)) for theirs in map(_params_of, known) if not recipe_differing(params, theirs)}
     return (seed for seed in count(int(params[SEED]) + 1) if str(seed) not in taken)
@@ -125,7 +126,7 @@ def _finished_names() -> list[str]:
 
 def _params_of(place: Place) -> dict[str, Any]:
     try:
-        return params_of(place)
+        return place.params()
     except UserError:  # no recipe of anybody's
         return {}
 
@@ -158,7 +159,7 @@ def _run(names: Sequence[str], baseline: str, jobs: int, show: Show) -> list[Tas
             if said.returncode:
                 raise UserError(f"`dvc queue start` fails: {complaint(said)}; what is queued stays queued")
             started = time.monotonic()
-        show(f"{progress(now_tasks)}, {_minutes(asked - began)}")
+        show(f"{progress(now_tasks)}, {duration(round(asked - began))}")
         watch.pause(min(ASK_SECONDS, max(POLL_SECONDS, (asked - began) / 20)))
 
 
@@ -258,10 +259,6 @@ def _reason(task: Task) -> str:
         if found:
             return f": {found[-1]}"
     return ""
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 @contextmanager

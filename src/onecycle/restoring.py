@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from onecycle import dvc_lock, paths
+from onecycle import dvc_lock, paths, provenance
 from onecycle.dvc_command import dvc
 from onecycle.errors import UserError
 from onecycle.revisions import Place
@@ -54,16 +54,16 @@ def restore(place: Place, files: Path, folder: Path, from_cache: FromCache) -> N
 
     A reference run need not have a dvc.lock; its files are then taken as they are.
     """
-    for path in (paths.PARAMS, paths.DVC_LOCK):
+    lock = place.lock()
+    put(place, (paths.PARAMS, paths.DVC_LOCK, *(() if lock else provenance.KEPT)), folder)
+    for path, md5 in dvc_lock.outputs(lock).items():
+        restore_output(place, files, folder, Path(path), md5, from_cache)
+
+
+def put(place: Place, files: Iterable[Path], folder: Path) -> None:
+    """Put into `folder` those of `files` that the run has, as they are."""
+    for path in files:
         _write(folder / path, place.read(path))
-    lock = dvc_lock.parse_lock(place.read(paths.DVC_LOCK) or b"")
-    if not lock:
-        results = {value for value in vars(paths).values() if isinstance(value, Path) and value.parts[0] == "results"}
-        for path in sorted(path for path in results if path.suffix in (".json", ".csv", ".parquet", ".txt")):
-            _write(folder / path, place.read(path))
-    for stage in lock.values():
-        for out in stage.get("outs", ()):
-            restore_output(place, files, folder, Path(out["path"]), str(out.get("md5", "")), from_cache)
 
 
 def restore_output(place: Place, files: Path, folder: Path, path: Path, md5: str, from_cache: FromCache) -> None:

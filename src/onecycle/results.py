@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -19,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from onecycle import evaluation, paths, provenance, recipe, yaml_values
+from onecycle import evaluation, paths, provenance, recipe
 from onecycle.errors import UserError
 from onecycle.provenance import Recorded
 from onecycle.refusals import shown
@@ -119,6 +118,14 @@ def shared_metrics(runs: Collection[Results]) -> list[str]:
     return [name for name in RANGES if name not in own and all(name in run.metrics for run in runs)]
 
 
+def prediction_metrics(run: Results, images: NDArray[np.int64] | slice = slice(None)) -> dict[str, float | int]:
+    """The metrics that a run's predictions tell, on some of its images or all."""
+    labels = run.labels[images]
+    unknown = np.full(len(labels), np.nan)  # losses, which predictions do not tell
+    outcomes = evaluation.Outcomes(labels, run.predictions[images], run.confidence[images], unknown)
+    return evaluation.prediction_metrics(outcomes, len(run.classes))
+
+
 def same_predictions(one: Results, other: Results) -> bool:
     """Whether two are the same to the last bit of every prediction."""
     return np.array_equal(one.predictions, other.predictions) and np.array_equal(one.confidence, other.confidence)
@@ -144,7 +151,7 @@ def check_comparable(first: Sequence[Results], second: Sequence[Results]) -> Non
                 )
 
 
-def differing(first: Results, second: Results) -> list[str]:
+def differing_params(first: Results, second: Results) -> list[str]:
     """Keys of params that do not have the same value in both; none where a side has no params at all."""
     if not first.params or not second.params:
         return []
@@ -190,7 +197,7 @@ def read(place: Place) -> Results:
     columns = _predictions(place, int(metrics["n"]), len(classes))
     results = Results(
         place,
-        params_of(place),
+        place.params(),
         metrics,
         digest,
         classes,
@@ -204,16 +211,9 @@ def read(place: Place) -> Results:
 
 
 def _metrics_file(place: Place) -> dict[str, Any]:
-    path = paths.EVALUATE_METRICS
-    content = place.read(path)
-    if content is None:
-        raise AbsentError(f"{place.of(path)} is missing; {place.remedy}")
-    try:
-        tree = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{place.of(path)} is not valid JSON: {error}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{place.of(path)} must hold keys and values, got {shown(tree)}")
+    tree = place.json(paths.EVALUATE_METRICS)
+    if tree is None:
+        raise AbsentError(f"{place.of(paths.EVALUATE_METRICS)} is missing; {place.remedy}")
     return tree
 
 
@@ -237,21 +237,13 @@ def _refused(place: Place, key: str, rule: str, value: object) -> UserError:
     return UserError(f"{place.of(paths.EVALUATE_METRICS)}: {key} {rule}, got {shown(value)}")
 
 
-def _text(place: Place, content: bytes, path: Any) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{place.of(path)} is not UTF-8 text") from None
-
-
 def _classes(place: Place) -> tuple[str, ...]:
     """Class names by label."""
     path = paths.PER_CLASS
-    content = place.read(path)
-    if content is None:
-        raise UserError(f"{place.of(path)} is missing; {place.remedy}")
     try:
-        rows = list(csv.DictReader(io.StringIO(_text(place, content, path))))
+        rows = list(csv.DictReader(io.StringIO(place.need(path).decode("utf-8-sig"))))
+    except UnicodeDecodeError:
+        raise UserError(f"{place.of(path)} is not UTF-8 text") from None
     except csv.Error as error:
         raise UserError(f"{place.of(path)} is not valid CSV: {error}") from None
     names = tuple(row.get("class") or "" for row in rows)
@@ -260,30 +252,10 @@ def _classes(place: Place) -> tuple[str, ...]:
     return names
 
 
-def params_of(place: Place) -> dict[str, Any]:
-    """By dotted key; empty where the run has no params.yaml.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    path = paths.PARAMS
-    content = place.read(path)
-    if content is None:
-        return {}
-    try:
-        return yaml_values.flat(yaml_values.load(_text(place, content, path)))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{place.of(path)}: {error}") from None
-
-
 def _predictions(place: Place, n: int, classes: int) -> dict[str, NDArray[Any]]:
     """Checked columns in the test set's order."""
     path = paths.PREDICTIONS
-    content = place.read(path)
-    if content is None:
-        raise UserError(f"{place.of(path)} is missing; {place.remedy}")
+    content = place.need(path)
     try:
         file = pq.ParquetFile(pa.BufferReader(content))
         rows = file.metadata.num_rows  # before reading them: a small file may claim billions
@@ -327,9 +299,7 @@ def _within(values: NDArray[Any], low: float, high: float) -> NDArray[np.bool_]:
 
 def _check_agreement(place: Place, results: Results) -> None:
     """Refuse metrics that the predictions beside them do not give."""
-    unknown = np.full(len(results.labels), np.nan)  # losses are not in the file, and not needed here
-    outcomes = evaluation.Outcomes(results.labels, results.predictions, results.confidence, unknown)
-    for key, value in evaluation.prediction_metrics(outcomes, len(results.classes)).items():
+    for key, value in prediction_metrics(results).items():
         claimed = results.metrics.get(key, value)
         if not math.isclose(claimed, value, rel_tol=0, abs_tol=1e-9):
             raise UserError(

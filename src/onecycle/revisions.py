@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from onecycle import experiments, paths
+from onecycle import experiments, paths, yaml_values
+from onecycle.dvc_lock import Lock, parse_lock
 from onecycle.errors import UserError
 from onecycle.git_command import complaint, run_git
+from onecycle.refusals import shown
 
 if TYPE_CHECKING:
     from onecycle.tracking.lookup import StoredRow
@@ -37,9 +40,14 @@ class Place:
     """A run by the name it was asked for, and its commit, or its folder, or its row."""
 
     name: str
-    commit: str | None
-    folder: Path | None
+    commit: str | None = None
+    folder: Path | None = None
     row: StoredRow | None = None
+
+    @classmethod
+    def at(cls, folder: Path) -> Place:
+        """The run in a folder, called as that is."""
+        return cls(folder.as_posix(), folder=folder)
 
     def read(self, path: Path) -> bytes | None:
         """The file at `path`, relative to the workspace; None where there is none.
@@ -50,6 +58,42 @@ class Place:
         if self.row is not None:
             return self.row.read(path)
         return self._from_commit(path) if self.folder is None else self._from_folder(self.folder, path)
+
+    def need(self, path: Path) -> bytes:
+        """As `read`. Raises `UserError` where there is no such file, too."""
+        content = self.read(path)
+        if content is None:
+            raise UserError(f"{self.of(path)} is missing; {self.remedy}")
+        return content
+
+    def json(self, path: Path) -> dict[str, Any] | None:
+        """The object in a JSON file; None where there is no such file. Raises `UserError` for anything else."""
+        content = self.read(path)
+        if content is None:
+            return None
+        try:
+            tree = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{self.of(path)} is not valid JSON: {error}") from None
+        if not isinstance(tree, dict):
+            raise UserError(f"{self.of(path)} must hold keys and values, got {shown(tree)}")
+        return tree
+
+    def params(self) -> dict[str, Any]:
+        """Its params by dotted key; empty where it has no params.yaml. Raises `UserError` where that cannot be read."""
+        content = self.read(paths.PARAMS) or b""
+        try:
+            return yaml_values.load_flat(content)
+        except ValueError as error:
+            raise UserError(f"{self.of(paths.PARAMS)}: {error}") from None
+
+    def lock(self) -> Lock:
+        """Its dvc.lock; empty where it has none. Raises `UserError` where that cannot be read."""
+        content = self.read(paths.DVC_LOCK) or b""
+        try:
+            return parse_lock(content)
+        except ValueError as error:
+            raise UserError(f"{self.of(paths.DVC_LOCK)}: {error}") from None
 
     def of(self, path: Path) -> str:
         """How an error names the file."""
@@ -91,7 +135,7 @@ def find(name: str) -> Place:
             history.
     """
     if name == WORKSPACE:
-        return Place(name, None, Path())
+        return Place(name, folder=Path())
     if name.startswith(MODELS):
         return _stored(name)
     if not name or name.startswith("-"):
@@ -100,11 +144,11 @@ def find(name: str) -> Place:
     if repository.returncode == 0:
         commit = _commit(name) or _experiment(name)
         if commit:
-            return Place(name, commit, None)
+            return Place(name, commit)
     for folder in (Path(name), REFERENCE / name):
         with suppress(OSError):  # a name too long, or no right to look
             if folder.is_dir():
-                return Place(name, None, folder)
+                return Place(name, folder=folder)
     if RUN_ID.fullmatch(name):
         return _stored(name)
     if repository.returncode != 0:
@@ -126,7 +170,7 @@ def seeds(place: Place) -> tuple[Place, ...]:
     if place.folder is None:
         return (place,)
     folders = sorted((file.parent for file in place.folder.glob(f"seed-*/{paths.PARAMS.name}")), key=_by_number)
-    return tuple(Place(folder.as_posix(), None, folder) for folder in folders) or (place,)
+    return tuple(map(Place.at, folders)) or (place,)
 
 
 def _by_number(folder: Path) -> tuple[int, str]:
@@ -139,7 +183,7 @@ def _stored(name: str) -> Place:
     row = find_row(name)
     if row is None:
         raise AbsentError(f"there is no {name} in MLflow's store")
-    return Place(name, None, None, row)
+    return Place(name, row=row)
 
 
 def _commit(revision: str) -> str | None:
@@ -149,8 +193,7 @@ def _commit(revision: str) -> str | None:
 
 def _experiment(name: str) -> str | None:
     """The commit of a DVC experiment; of several with that name, of the one that started from HEAD."""
-    known = experiments.listed(run_git(*experiments.LISTING).stdout.decode())
-    found = {one.baseline: one.commit for one in known if one.name == name}
+    found = {one.baseline: one.commit for one in experiments.finished() if one.name == name}
     if len(set(found.values())) > 1:
         here = found.get(_commit("HEAD") or "")
         if here is None:

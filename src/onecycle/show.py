@@ -14,8 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from onecycle import experiments, paths, provenance, revisions, yaml_values
-from onecycle.dvc_lock import Lock, parse_lock
+from onecycle import experiments, paths, provenance, restoring, revisions, yaml_values
+from onecycle.dvc_lock import Lock
 from onecycle.errors import UserError
 from onecycle.git_command import git_says
 from onecycle.revisions import Place
@@ -73,18 +73,11 @@ def know(name: str) -> Known:
     if len(runs) > 1:
         raise UserError(f"{name} is a recipe of {len(runs)} runs; show one of {', '.join(run.name for run in runs)}")
     [place] = runs
-    content = place.read(paths.DVC_LOCK)
-    try:
-        lock = parse_lock(content or b"")
-        params = {
-            key: yaml_values.spelled(value)
-            for key, value in yaml_values.flat(yaml_values.load(place.read(paths.PARAMS) or b"")).items()
-        }
-    except ValueError as error:
-        raise UserError(f"{place.name}: {error}") from None
+    lock = place.lock()
+    params = {key: yaml_values.spelled(value) for key, value in place.params().items()}
     row, trouble = place.row, ""
     try:
-        row = row or (row_of_lock(content) if content else None)
+        row = row or (row_of_lock(place.need(paths.DVC_LOCK)) if lock else None)
     except UserError as error:  # what git has is there all the same
         trouble = str(error)
     metrics = row.metrics if row else _metrics(place)
@@ -99,11 +92,7 @@ def _metrics(place: Place) -> dict[str, float]:
     """The last value of each, from the small files that lie with the run."""
     with TemporaryDirectory(prefix="onecycle-") as temporary:
         folder = Path(temporary)
-        for path in SMALL:
-            content = place.read(path)
-            if content is not None:
-                (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                (folder / path).write_bytes(content)
+        restoring.put(place, SMALL, folder)
         found: dict[str, float] = {}
         try:
             for findings in (collect(stage, folder) for stage in STAGES):

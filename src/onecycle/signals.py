@@ -1,4 +1,4 @@
-"""Signals as exceptions, and the one place where they wait: between two steps of training."""
+"""Signals that end a process, as exceptions; where one would come between, they wait."""
 
 from __future__ import annotations
 

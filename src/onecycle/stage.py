@@ -39,7 +39,7 @@ def run(name: str, body: Callable[[Params, Row], None]) -> NoReturn:
 
         began = Inputs.of(name)
         if name in LOADING:
-            start_loaders_loaded()
+            preload_loader_server()
         with tracking.join(name, params) as row, _explained(name, params):
             body(params, row)
             began.check_unchanged()
@@ -47,7 +47,7 @@ def run(name: str, body: Callable[[Params, Row], None]) -> NoReturn:
     exit_with(joined)
 
 
-def start_loaders_loaded() -> None:
+def preload_loader_server() -> None:
     """Have loader processes that come from a server, as under CUDA, find there what each would import for seconds."""
     import multiprocessing
 
@@ -128,7 +128,7 @@ def _more_memory(name: str, params: Params, error: Exception) -> str:
         return f"{name} ran out of memory; {again}"
     size = int(str(flatten(params)[key]))
     less = f"set {key} to {max(size // 2, 1)}"
-    on_gpu = any(word in str(error).upper() for word in ("CUDA", "CUDNN", "CUBLAS", "MPS"))
+    on_gpu = any(word in str(error).upper() for word in ("CUDA", "CUDNN", "CUBLAS", "ENGINE", "MPS"))
     if key == "batch_size" and not on_gpu and params.train.convolution != "direct":
         less += " or, in fp32, train.convolution to direct"
     return f"{name} ran out of memory with {key} {size}; {again}, or {less}"
@@ -146,6 +146,7 @@ def no_memory(error: Exception) -> bool:
         "ALLOCATION_FAILED",
         "Insufficient memory",
         "Cannot allocate memory",
+        "unable to find an engine",  # cuDNN's words where no convolution's workspace fits
     )
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from onecycle.errors import UserError
 from onecycle.executions import NamedRun
+from onecycle.numbers import ABSENT, duration, interval, mean_and_deviation, percent
 from onecycle.recipe import SEED, recipe_differing
 from onecycle.results import RANGES, shared_metrics
 from onecycle.revisions import REFERENCE, WORKSPACE
@@ -21,7 +22,6 @@ from onecycle.stats_tests import Mean, mean_of_runs
 from onecycle.tables import Page, Table
 from onecycle.yaml_values import spelled
 
-ABSENT = "–"
 HERE = (WORKSPACE, "HEAD")
 """The group that holds one of these is the one that the others are seen from."""
 
@@ -199,36 +199,8 @@ def _cells(group: Group) -> tuple[str, ...]:
     )
 
 
-def percent(share: float) -> str:
-    """0.93124 → "93.12 %"."""
-    return f"{100 * share:.2f} %"
-
-
-def mean_and_deviation(mean: Mean) -> str:
-    """Mean ± standard deviation of a share: "93.12 ± 0.15 %"; of one run, only the share."""
-    if mean.deviation is None:
-        return percent(mean.value)
-    return f"{100 * mean.value:.2f} ± {percent(mean.deviation)}"
-
-
-def interval(mean: Mean) -> str:
-    """Of a share: "92.94 to 93.30 %"."""
-    if mean.low is None or mean.high is None:
-        return ABSENT
-    return f"{100 * mean.low:.2f} to {percent(mean.high)}"
-
-
 def _loss(mean: Mean) -> str:
     return f"{mean.value:.4f}" if mean.deviation is None else f"{mean.value:.4f} ± {mean.deviation:.4f}"
-
-
-def duration(seconds: float | None) -> str:
-    """61.2 → "61 s", 3500 → "58 min", 7000 → "1.9 h"."""
-    if seconds is None:
-        return ABSENT
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def write_picture(found: Sequence[Group], file: Path) -> None:

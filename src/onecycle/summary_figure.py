@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from onecycle.figures import BLUE, INK, VERMILION, style
-from onecycle.summary import Group, mean_and_deviation
+from onecycle.numbers import mean_and_deviation
+from onecycle.summary import Group
 
 LABEL_WIDTH = 30
 """Characters, at which the name of a recipe goes on in another line."""

@@ -12,6 +12,9 @@ TRIPPED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeErr
 MOST_VALUES = 100_000
 """In a document, aliases and merges followed: a few lines of them can stand for billions."""
 
+MOST_DEPTH = 100
+"""Of mappings and lists in each other; params.yaml has two, dvc.lock five."""
+
 
 def check_size(root: Any) -> None:
     """Raise ValueError if a document holds more; it is composed by ruamel or PyYAML, and not yet constructed."""

@@ -6,29 +6,45 @@ Read with PyYAML's C loader: a stage waits for this, and the pure Python reader 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from onecycle.yaml_limits import TRIPPED, check_size
+import yaml
+
+from onecycle.yaml_limits import MOST_DEPTH, TRIPPED, check_size
 
 
 def load(text: str | bytes) -> dict[str, Any]:
     """A YAML document whose top is a mapping; empty for any other.
 
     Raises:
-        ValueError: it is no YAML, or holds more values than `yaml_limits` allows.
+        ValueError: it is no YAML, or larger or nested deeper than `yaml_limits` allows.
     """
-    import yaml  # here, since most stages need none
-
+    kind = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+        _check_depth(yaml.parse(text, Loader=kind))
+        loader = kind(text)
         root = loader.get_single_node()
         check_size(root)
         tree = None if root is None else loader.construct_document(root)
     except (yaml.YAMLError, *TRIPPED) as error:
         raise ValueError(f"cannot be read as YAML: {' '.join(str(error).split())}") from None
     return tree if isinstance(tree, dict) else {}
+
+
+def load_flat(text: str | bytes) -> dict[str, Any]:
+    """`flat` of a document. Raises `ValueError` as `load` does."""
+    return flat(load(text))
+
+
+def _check_depth(events: Iterable[yaml.Event]) -> None:
+    """Raise ValueError if a document is nested too deep: to compose it, the C loader would overflow its stack."""
+    depth = 0
+    for event in events:
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MOST_DEPTH:
+            raise ValueError(f"is nested more than {MOST_DEPTH} deep")
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -60,6 +60,12 @@ def handlers() -> Iterator[None]:
             "evaluate ran out of memory with evaluate.batch_size 1000; free some and run again, "
             "or set evaluate.batch_size to 500",
         ),
+        (
+            "train",
+            RuntimeError("FIND was unable to find an engine to execute this computation"),
+            "train ran out of memory with batch_size 512; free some and run again to go on from the last checkpoint, "
+            "or set batch_size to 256",
+        ),
         ("stats", MemoryError(), "stats ran out of memory; free some and run again"),
         ("stats", OSError(12, "Cannot allocate memory"), "stats ran out of memory; free some and run again"),
         (

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from onecycle.errors import UserError
-from onecycle.stage import start_loaders_loaded
+from onecycle.stage import no_memory, preload_loader_server
 
 PATIENCE_SECONDS = 10
 
@@ -75,7 +75,7 @@ class Worker:
 
 def _answer(pipe: Connection, kind: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both processes; the one that asks ends this one
-    start_loaders_loaded()
+    preload_loader_server()
     build = resolve_name(kind)
     try:
         built = build(*pipe.recv())
@@ -86,3 +86,8 @@ def _answer(pipe: Connection, kind: str) -> None:
         pipe.send(error)
     except EOFError:  # nobody asks any more
         pass
+    except Exception as error:
+        if not no_memory(error):
+            raise
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        pipe.send(UserError(f"the benchmark ran out of memory ({said}); lower batch_size"))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onecycle import paths, yaml_values
-from onecycle.dvc_lock import CODE, Lock
+from onecycle.dvc_lock import CODE, Lock, hashes
 from onecycle.errors import UserError
 from onecycle.params import GateParams
 from onecycle.reproduction.surroundings import Difference
@@ -133,7 +132,7 @@ def outputs(recorded: Lock, now: Lock, stages: Collection[str]) -> list[Output]:
     """Each output that dvc.lock has of `stages`, then or now."""
     found = []
     for stage in stages:
-        then, here = (_hashes(lock, stage, "outs") for lock in (recorded, now))
+        then, here = (hashes(lock.get(stage, {}), "outs") for lock in (recorded, now))
         found += [Output(stage, path, then.get(path), here.get(path)) for path in dict.fromkeys([*then, *here])]
     return found
 
@@ -142,7 +141,7 @@ def changed_code(recorded: Lock, now: Lock, stages: Collection[str]) -> list[tup
     """(stage, file) of code among the dependencies of `stages` that is not what it was."""
     changed = []
     for stage in stages:
-        then, here = (_hashes(lock, stage, "deps") for lock in (recorded, now))
+        then, here = (hashes(lock.get(stage, {}), "deps") for lock in (recorded, now))
         files = (path for path in dict.fromkeys([*then, *here]) if path.startswith(CODE))
         changed += [(stage, path) for path in files if then.get(path) != here.get(path)]
     return changed
@@ -224,19 +223,9 @@ def predictions(recorded: Measured, now: Measured) -> Predictions | None:
     return Predictions(len(then.labels), changed, float(apart.max(initial=0.0)))
 
 
-def _hashes(lock: Lock, stage: str, section: str) -> dict[str, str]:
-    return {entry["path"]: str(entry.get("md5")) for entry in lock.get(stage, {}).get(section, ())}
-
-
 def _numbers(place: Place, path: Path) -> dict[str, float]:
-    content = place.read(path)
-    try:
-        tree: Any = json.loads(content or b"{}")
-    except ValueError:
-        raise UserError(f"{place.of(path)} is not valid JSON") from None
-    values = yaml_values.flat(tree if isinstance(tree, dict) else {})
     return {
         key: float(value)
-        for key, value in values.items()
+        for key, value in yaml_values.flat(place.json(path) or {}).items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }

@@ -134,7 +134,7 @@ def _experiment_of(row: StoredRow, lock: bytes) -> str | None:
     """The commit that DVC made of the row's experiment, if it is still there and the row is of it."""
     wanted = row.tags.get("dvc.exp_name"), row.tags.get("dvc.baseline")
     found = (one for one in experiments.finished() if (one.name, one.baseline) == wanted)
-    return next((one.commit for one in found if Place(one.name, one.commit, None).read(paths.DVC_LOCK) == lock), None)
+    return next((one.commit for one in found if Place(one.name, one.commit).read(paths.DVC_LOCK) == lock), None)
 
 
 def _head() -> str:

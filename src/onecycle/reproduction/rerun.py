@@ -214,7 +214,7 @@ def _compare(
 ) -> Agreement:
     then, now = record.stages, read_lock(tree.folder)
     stages = [stage for stage in stages if stage in then or stage in now]
-    again = agreement.measured(Place(f"{record.name}, again", None, tree.folder))
+    again = agreement.measured(Place(f"{record.name}, again", folder=tree.folder))
     notes += [*recorded.notes, *again.notes]
     outputs = agreement.outputs(then, now, stages)
     md5 = next((one.recorded for one in outputs if one.path == paths.MODEL.as_posix()), None)

@@ -100,7 +100,7 @@ def overrides(params: Mapping[str, str], commit: str = "HEAD") -> str:
     Empty where the commit has none, or what is no YAML: DVC could change nothing in them.
     """
     try:
-        committed = yaml_values.flat(yaml_values.load(git("show", f"{commit}:./{paths.PARAMS.as_posix()}")))
+        committed = yaml_values.load_flat(git("show", f"{commit}:./{paths.PARAMS.as_posix()}"))
     except ValueError:
         return ""
     if not committed:

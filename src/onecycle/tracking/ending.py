@@ -7,10 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from onecycle import paths
-from onecycle.dvc_lock import Lock, md5, parse_graph, parse_lock, undone
+from onecycle.dvc_lock import Lock, hashes, md5, parse_graph, parse_lock, undone
 from onecycle.tracking.collect import STAGES
 from onecycle.tracking.execution import Execution
-from onecycle.tracking.git import experiment_commit
+from onecycle.tracking.git import git
 
 _ASKING = {"-i", "--interactive", "--dry"}
 
@@ -40,7 +40,7 @@ def left_by(lock: str, ran: Collection[str], params: Mapping[str, str], copies: 
     stages = parse_lock(lock.encode())
     if undone({stage: {} for stage in ran}, stages, params):
         return False
-    outs = {(stage, Path(out["path"]).name): out.get("md5") for stage in ran for out in stages[stage].get("outs", ())}
+    outs = {(stage, Path(path).name): md5 for stage in ran for path, md5 in hashes(stages[stage], "outs").items()}
     return all(outs.get((stage, copy.name)) in (None, md5(copy)) for stage, copy in copies)
 
 
@@ -56,6 +56,23 @@ def cut_short(execution: Execution, workspace: Path) -> bool | None:
         return None if temporary(workspace) and workspace.exists() else True
     command, *words = (execution.command or "").split()[1:] or [""]
     return command == "repro" and all(word.startswith("-") for word in words) and _ASKING.isdisjoint(words)
+
+
+def final_lock(workspace: Path, experiment: str | None, baseline: str | None) -> str:
+    """The dvc.lock that a command left which has ended; empty when there is none (yet).
+
+    A temporary experiment's folder goes after its end; DVC has then made a commit of it.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return (workspace / paths.DVC_LOCK).read_text(encoding="utf-8")
+    commit = experiment_commit(experiment, baseline) if experiment and baseline else ""
+    return git("-C", str(paths.original_root()), "show", f"{commit}:./{paths.DVC_LOCK}", strip=False) if commit else ""
+
+
+def experiment_commit(experiment: str, baseline: str) -> str:
+    """The commit that DVC made of an experiment which started from the commit `baseline`; empty when there is none."""
+    reference = f"refs/exps/{baseline[:2]}/{baseline[2:]}/{experiment}"
+    return git("-C", str(paths.original_root()), "rev-parse", "--verify", "--quiet", reference)
 
 
 def temporary(workspace: Path) -> bool:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-from onecycle import paths
-from onecycle.dvc_lock import Lock, fresh, md5, read_lock
+from onecycle.dvc_lock import evaluated_model, fresh, md5, read_lock
 from onecycle.tracking.collect import Findings, collect
 from onecycle.tracking.journal import Journal
 
@@ -58,10 +57,5 @@ def fill_in(journal: Journal, stages: Iterable[str], params: Mapping[str, str], 
     for stage in stages:
         if fresh(stage, lock, params, root):
             journal.append("cached", stage=stage)
-            log(journal, stage, collect(stage, root), model_md5=model_read_by(stage, lock))
-
-
-def model_read_by(stage: str, lock: Lock) -> str | None:
-    """The MD5 of the model that `evaluate` looked at, as dvc.lock has it; None for other stages."""
-    deps = lock.get(stage, {}).get("deps", ()) if stage == "evaluate" else ()
-    return next((dep.get("md5") for dep in deps if dep["path"] == paths.MODEL.as_posix()), None)
+            model = evaluated_model(lock) if stage == "evaluate" else None
+            log(journal, stage, collect(stage, root), model_md5=model)

@@ -1,6 +1,7 @@
 """The journal: everything a stage says about its row, appended to a file before anything is sent to a store.
 
-One folder an execution, in the original workspace (a temporary experiment's own folder disappears):
+One folder an execution, in the original workspace (a temporary experiment's own folder disappears); of a row that is
+made from git, git-<row>:
 
     .state/journal/<host>-<pid>-<start>/entries.jsonl     one entry a line
     .state/journal/<host>-<pid>-<start>/files/…           copies of artifacts, taken at once

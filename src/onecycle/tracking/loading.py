@@ -18,7 +18,7 @@ from onecycle.errors import UserError
 from onecycle.predict import BATCH, SIDE, Model
 from onecycle.tracking.errors import StoreError, guarded
 from onecycle.tracking.lookup import MODEL_ADDRESS
-from onecycle.tracking.store import existing
+from onecycle.tracking.store import current_uri, missing_file, open_client
 
 ALLOWED = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
 """MLflow's own switch; unless somebody sets it, it is off here."""
@@ -36,7 +36,10 @@ def registered_model(address: str) -> Model:
     os.environ.setdefault(ALLOWED, "false")
     with TemporaryDirectory(prefix="onecycle-") as folder:
         try:
-            uri = existing()
+            if missing := missing_file():
+                raise StoreError(f"{missing.name} is missing")
+            uri = current_uri()
+            open_client(uri)  # which brings an older database up to date
             with guarded():
                 return _load(address, _download(address, uri, folder))
         except StoreError as error:

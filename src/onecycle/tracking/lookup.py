@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -16,7 +16,7 @@ from onecycle.errors import UserError
 from onecycle.tracking import source
 from onecycle.tracking.errors import StoreError, guarded
 from onecycle.tracking.registry import MD5_TAG, VERSION_TAG
-from onecycle.tracking.store import EXPERIMENT_PREFIX, all_runs, check_not_moved, existing_client, experiments
+from onecycle.tracking.store import EXPERIMENT_PREFIX, all_runs, check_not_moved, existing_client, experiments, tagged
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,12 +43,12 @@ class StoredRow:
     """By dotted key, as YAML spells them."""
     version: Version | None
     """Of the model that the row evaluated."""
-    tags: Mapping[str, str] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
     """The latest value of each."""
-    status: str = "FINISHED"
-    started: int = 0
-    ended: int | None = None
+    status: str
+    started: int
+    ended: int | None
     """Milliseconds since 1970."""
 
     def read(self, path: Path) -> bytes | None:
@@ -105,13 +105,12 @@ def rows_with(tags: Mapping[str, str]) -> list[StoredRow]:
     Raises:
         UserError: the store cannot be asked.
     """
-    query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
     try:
         client = existing_client()
         if client is None:
             return []
         with guarded():
-            found = all_runs(client, [number for _, number in experiments()], query)
+            found = all_runs(client, [number for _, number in experiments(client)], tagged(tags))
             return [_of_run(client, run, None) for run in found]
     except StoreError as error:
         raise _unasked(error) from None

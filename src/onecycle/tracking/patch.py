@@ -8,6 +8,7 @@ from pathlib import Path
 from shutil import copyfile
 from tempfile import TemporaryDirectory
 
+from onecycle.dvc_lock import CODE
 from onecycle.errors import UserError
 from onecycle.git_command import complaint, run_git
 from onecycle.tracking.git import RESULTS, SECONDS
@@ -15,8 +16,6 @@ from onecycle.tracking.redaction import without_secrets
 
 LARGEST = 2**20
 """Bytes of a patch that a row keeps."""
-CODE = ("src", "stages")
-"""Where a file that git does not know yet is taken along; elsewhere it may be anything, a password too."""
 KEPT, REDACTED = "kept", "kept, secrets left out"
 EMPTY = "empty: nothing that stages are made of"
 EXCLUDED = (*RESULTS, ":(exclude).dvc")
@@ -71,6 +70,7 @@ def _difference() -> bytes:
     with TemporaryDirectory(prefix="onecycle-") as folder:
         index = Path(folder) / "index"
         copyfile(_git("rev-parse", "--git-path", "index").decode().strip(), index)
+        # elsewhere a file that git does not know yet may be anything, a password too
         new = _git("ls-files", "-z", "--others", "--exclude-standard", "--", *CODE)
         if new:
             paths = ("--pathspec-from-file=-", "--pathspec-file-nul")

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from onecycle import experiments, params, paths, provenance, restoring, yaml_values
-from onecycle.dvc_lock import parse_lock, read_lock, recorded_params
+from onecycle.dvc_lock import evaluated_model, parse_lock, read_lock, recorded_params
 from onecycle.errors import UserError
 from onecycle.git_command import git_says
 from onecycle.revisions import REFERENCE, WORKSPACE, Place, references
@@ -23,7 +23,7 @@ from onecycle.tracking import context, registry, source
 from onecycle.tracking.collect import STAGES, Findings, collect
 from onecycle.tracking.errors import DeletedRowError, StoreError
 from onecycle.tracking.execution import Execution, Process
-from onecycle.tracking.filling import log, model_read_by
+from onecycle.tracking.filling import log
 from onecycle.tracking.journal import Journal, root
 from onecycle.tracking.sender import send
 from onecycle.tracking.store import EXPERIMENT_PREFIX, Store, connect
@@ -114,10 +114,10 @@ def _journal(past: Past, row: str, values: dict[str, str], lock: bytes, found: d
             file = journal.keep_content(source.LOCK.name, lock)
             journal.append("artifact", stage=last, file=file, folder=source.FOLDER)
         journal.append("close", at=past.started, stage=last, status="FINISHED")
-        recorded = parse_lock(lock)
+        model = evaluated_model(parse_lock(lock))
         for stage, findings in found.items():
             journal.append("cached", stage=stage)
-            log(journal, stage, findings, model_md5=model_read_by(stage, recorded))
+            log(journal, stage, findings, model_md5=model if stage == "evaluate" else None)
         return Journal(journal.folder.rename(_made(root()) / f"git-{row}"))
 
 
@@ -141,12 +141,12 @@ def _tags(past: Past, values: dict[str, str]) -> dict[str, str]:
 
 def _experiments() -> Iterator[Past]:
     for one in experiments.finished():
-        yield Past(Place(one.name, one.commit, None), one.baseline, one.finished * 1000, one.name)
+        yield Past(Place(one.name, one.commit), one.baseline, one.finished * 1000, one.name)
 
 
 def _references() -> Iterator[Past]:
     for folder in references():
-        place = Place(str(folder.relative_to(REFERENCE)), None, folder)
+        place = Place(str(folder.relative_to(REFERENCE)), folder=folder)
         commit, _, seconds = git_says("log", "-1", "--format=%H %ct", "--", str(folder)).partition(" ")
         if commit:
             yield Past(place, commit, int(seconds) * 1000)
@@ -155,7 +155,7 @@ def _references() -> Iterator[Past]:
 def _workspace() -> Iterator[Past]:
     if paths.DVC_LOCK.exists():
         started = int(paths.DVC_LOCK.stat().st_mtime * 1000)
-        yield Past(Place(WORKSPACE, None, Path()), git_says("rev-parse", "HEAD"), started)
+        yield Past(Place(WORKSPACE, folder=Path()), git_says("rev-parse", "HEAD"), started)
 
 
 def _params(folder: Path) -> dict[str, str]:
@@ -166,7 +166,7 @@ def _params(folder: Path) -> dict[str, str]:
     try:
         values = params.flatten(params.load(file))
     except UserError:  # of a time when there were other knobs
-        values = yaml_values.flat(yaml_values.load(file.read_bytes()))
+        values = yaml_values.load_flat(file.read_bytes())
     spelled = {name: yaml_values.spelled(value) for name, value in values.items()}
     for name, value in recorded_params(read_lock(folder)).items():
         if name not in spelled or not yaml_values.same(value, spelled[name]):

@@ -17,10 +17,9 @@ from onecycle.dvc_lock import parse_lock
 from onecycle.tracking import registry, source
 from onecycle.tracking.collect import STAGES
 from onecycle.tracking.describe import description
-from onecycle.tracking.ending import cut_short, left_by, left_undone, temporary
+from onecycle.tracking.ending import cut_short, final_lock, left_by, left_undone, temporary
 from onecycle.tracking.errors import DeletedRowError, StoreError
 from onecycle.tracking.filling import fill_in
-from onecycle.tracking.git import final_lock
 from onecycle.tracking.journal import Entry, Journal
 from onecycle.tracking.row_state import RowState
 from onecycle.tracking.store import EXPERIMENT_PREFIX, Store, connect

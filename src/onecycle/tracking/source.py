@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from onecycle import paths
-from onecycle.dvc_lock import Lock, parse_lock
+from onecycle.dvc_lock import Lock, hashes, parse_lock
 
 FOLDER = "source"
 """Of a row's artifacts."""
@@ -35,5 +35,5 @@ def lock_tags(lock: bytes) -> dict[str, str]:
 
 def outputs_digest(stage: str, lock: Lock) -> str:
     """A short digest of the paths and hashes that dvc.lock has of a stage's outputs."""
-    outputs = sorted((out["path"], str(out.get("md5"))) for out in lock[stage].get("outs", ()))
+    outputs = sorted(hashes(lock[stage], "outs").items())
     return hashlib.sha256(json.dumps(outputs).encode()).hexdigest()[:16]

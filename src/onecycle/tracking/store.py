@@ -65,9 +65,7 @@ class Store:
         from mlflow.entities import ViewType
 
         with guarded():
-            found = self.client.search_runs(
-                [self.experiment_id], f"tags.`{ROW_TAG}` = '{row}'", ViewType.ALL, max_results=1
-            )
+            found = self.client.search_runs([self.experiment_id], tagged({ROW_TAG: row}), ViewType.ALL, max_results=1)
         if found and found[0].info.lifecycle_stage == "deleted":
             raise DeletedRowError
         return found[0].info.run_id if found else None
@@ -76,9 +74,8 @@ class Store:
         """Whether there is a row, be it in the bin, that has all of these tags."""
         from mlflow.entities import ViewType
 
-        query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
         with guarded():
-            return bool(self.client.search_runs([self.experiment_id], query, ViewType.ALL, max_results=1))
+            return bool(self.client.search_runs([self.experiment_id], tagged(tags), ViewType.ALL, max_results=1))
 
     def create(self, row: str, started: int) -> str:
         """Make a run for a row; returns the run's id."""
@@ -164,7 +161,7 @@ def connect(experiment: str) -> Store:
         StoreError: the server does not answer; the file is locked, read-only, malformed, of another version; ….
     """
     uri = current_uri()
-    client = _client(uri)
+    client = open_client(uri)
     file = sqlite_file(uri)
     if file is not None:
         with opened(file, seconds=3) as connection:  # MLflow would take 20 to find it locked
@@ -201,19 +198,19 @@ def existing_client() -> MlflowClient | None:
     Raises:
         StoreError: as `connect`.
     """
-    return None if missing_file() else _client(current_uri())
+    return None if missing_file() else open_client(current_uri())
 
 
-def experiments() -> list[tuple[str, str]]:
-    """The experiments of the current store that hold rows, as (name, id), the last one written to first.
-
-    Raises:
-        StoreError: as `connect`.
-    """
-    client = _client(current_uri())
+def experiments(client: MlflowClient) -> list[tuple[str, str]]:
+    """The experiments of a store that hold rows, as (name, id), the last one written to first. Raises `StoreError`."""
     with guarded():
         found = client.search_experiments(order_by=["last_update_time DESC"])
     return [(one.name, one.experiment_id) for one in found if one.name.startswith(EXPERIMENT_PREFIX)]
+
+
+def tagged(tags: Mapping[str, str]) -> str:
+    """MLflow's query for the runs that have all of these tags."""
+    return " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
 
 
 def all_runs(client: MlflowClient, experiment_ids: list[str], query: str) -> Iterator[Run]:
@@ -225,30 +222,12 @@ def all_runs(client: MlflowClient, experiment_ids: list[str], query: str) -> Ite
         yield from page
 
 
-def tag_experiment(experiment_id: str, name: str, value: str) -> None:
-    """Set a tag of an experiment of the current store.
+def open_client(uri: str) -> MlflowClient:
+    """A client of the store at `uri`; a SQLite file is made and brought up to date where need be.
 
     Raises:
         StoreError: as `connect`.
     """
-    client = _client(current_uri())
-    with guarded():
-        client.set_experiment_tag(experiment_id, name, value)
-
-
-def existing() -> str:
-    """The address of the current store, ready to be read; a file that is not there is not created.
-
-    Raises:
-        StoreError: as `connect`, or there is no such file.
-    """
-    if missing := missing_file():
-        raise StoreError(f"{missing.name} is missing")
-    _client(current_uri())
-    return current_uri()
-
-
-def _client(uri: str) -> MlflowClient:
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     with guarded():

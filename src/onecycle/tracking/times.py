@@ -63,7 +63,7 @@ def _in_store() -> dict[str, Training]:
     if client is None:
         return {}
     found: dict[str, Training] = {}
-    for name, number in experiments():
+    for name, number in experiments(client):
         found |= _of(client, name, number)
     return found
 

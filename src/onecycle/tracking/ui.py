@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from onecycle.errors import UserError
 from onecycle.tracking import view
-from onecycle.tracking.errors import StoreError
+from onecycle.tracking.errors import StoreError, guarded
 from onecycle.tracking.redaction import without_secrets
-from onecycle.tracking.store import current_uri, experiments, tag_experiment
+from onecycle.tracking.store import current_uri, experiments, open_client
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 
 def serve(port: int) -> None:
@@ -23,7 +27,8 @@ def serve(port: int) -> None:
     uri = current_uri()
     remote = urlsplit(uri).scheme.startswith("http")
     try:
-        found = experiments()
+        client = open_client(uri)
+        found = experiments(client)
     except StoreError as error:
         raise UserError(f"{error}; `make ui` needs a store that answers") from None
     base = without_secrets(uri.rstrip("/")) if remote else f"http://127.0.0.1:{port}"
@@ -32,7 +37,7 @@ def serve(port: int) -> None:
     if not found:
         print(f"{base}: no rows yet; `dvc repro` makes one")
     for name, experiment_id in found:
-        print(f"{name}: {view.address(base, experiment_id, shared=_share_view(experiment_id))}")
+        print(f"{name}: {view.address(base, experiment_id, shared=_share_view(client, experiment_id))}")
     if remote:
         return
     print("ready in some ten seconds; Ctrl-C ends it", flush=True)
@@ -45,10 +50,11 @@ def serve(port: int) -> None:
     os.execve(sys.executable, command, {**os.environ, **settings})
 
 
-def _share_view(experiment_id: str) -> bool:
+def _share_view(client: MlflowClient, experiment_id: str) -> bool:
     """Whether the experiment has the view; a store that is only to be read may have none."""
     try:
-        tag_experiment(experiment_id, view.TAG, view.STATE)
+        with guarded():
+            client.set_experiment_tag(experiment_id, view.TAG, view.STATE)
     except StoreError:
         return False
     return True
