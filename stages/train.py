@@ -30,7 +30,8 @@ def main(params: Params, row: Row) -> None:
     print(f"train: on {prepared.compute}", flush=True)
 
     decides = {"data": dataset.digest, "learning rate": max_lr, "device": prepared.compute}
-    ours = identity(flatten(params), code_of("train"), **decides, threads=torch.get_num_threads())
+    threads = torch.get_num_threads() if prepared.compute.device.type == "cpu" else None  # a GPU sums without them
+    ours = identity(flatten(params), code_of("train"), **decides, threads=threads)
     with Checkpoints(paths.training_state(), ours) as checkpoints:
         train_to_end(training, checkpoints, params, prepared.held_out, row.metrics)
         _write(training, prepared, schedule.first(training.state.step), params, dataset.classes)
@@ -42,7 +43,7 @@ def _write(training: Run, prepared: Prepared, schedule: Schedule, params: Params
     kept_epoch, weights = training.kept_weights()
     parameters = sum(parameter.numel() for parameter in prepared.classifier.parameters())
     metrics = history.summary(epochs, prepared.held_out, kept_epoch, schedule, parameters)
-    samples = prepared.loader.samples(len(classes))
+    samples = prepared.loader.samples(len(classes), min(4, params.epochs))
 
     paths.TRAIN.mkdir(parents=True, exist_ok=True)
     paths.MODEL.parent.mkdir(parents=True, exist_ok=True)

@@ -190,6 +190,13 @@ def test_seeds_of_a_recipe_are_called_by_its_name() -> None:
         assert side_name(others) == ", ".join(others)
 
 
+@pytest.mark.parametrize(
+    ("p", "told"), [(0.0078912, "0.0079"), (0.0499416, "0.0499"), (0.05, "0.05"), (0.0500001, "0.05"), (1.0, "1")]
+)
+def test_a_p_value_is_told_on_its_side_of_the_level(p: float, told: str) -> None:
+    assert numbers.p_value(p, 0.05) == told
+
+
 def test_a_mean_of_counts_is_no_whole_number() -> None:
     assert numbers.compared("wrong", 659.0, 1591 + 2 / 3, -0.01, 1865.3) == (
         "659.0",

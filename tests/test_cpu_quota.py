@@ -45,3 +45,4 @@ def test_threads_in_a_container(
         monkeypatch.delenv("OMP_NUM_THREADS")
     cpu_quota.limit_threads()
     assert os.environ.get("OMP_NUM_THREADS") == threads
+    assert cpu_quota.usable() == (2 if given else int(threads or cores))

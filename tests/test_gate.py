@@ -105,7 +105,7 @@ def test_a_table_for_a_pull_request(planted: Path, onecycle: Run) -> None:
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 6 and len({line.count("|") for line in table}) == 1
     assert table[2].startswith("| accuracy | 94.00 % | 93.70 % | -0.30 | -0.66 to +0.06 | falls by &#60; 0.5 points |")
-    assert "Warning: the loss of accuracy may be negligible or 0.5 points and more; 4 seeds each" in lines[-4]
+    assert "Warning: the drop in accuracy may be negligible or 0.5 points and more; 4 seeds each" in lines[-4]
     assert lines[-2:] == ["Accuracy of equal runs deviates by 0.15 points (from the images they disagree on).", ""]
     code, output, _ = onecycle(planted, *arguments)
     assert output.startswith("Gate: inconclusive") and "│" in output and "<" in output

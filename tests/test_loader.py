@@ -20,7 +20,7 @@ import torch
 from conftest import REPO, command, set_params
 from ending import HANG_SECONDS
 
-from onecycle import loader
+from onecycle import cpu_quota, loader
 from onecycle.data import Dataset
 from onecycle.loader import Batch, Loader
 from onecycle.params import Params
@@ -136,7 +136,7 @@ def test_a_signal_to_all_of_its_processes_stops_a_stage_that_loads_with_several(
 
 def test_loader_processes_take_half_of_the_cores_that_are_left_to_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    monkeypatch.setattr(cpu_quota, "usable", lambda: 6)
     assert (loader.worker_count("auto", cuda), loader.worker_count(5, cuda), loader.worker_count("auto", CPU)) == (
         3,
         5,

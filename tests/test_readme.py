@@ -102,7 +102,6 @@ NOT_RUN = {
         "dvc config --local core.no_scm true",
     ),
     "tests of their own": (
-        "pytest tests/test_gate.py",
         "pytest tests/test_architecture.py",
         "pytest tests/test_readme.py",
     ),

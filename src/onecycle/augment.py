@@ -84,6 +84,7 @@ class Albumentations:
     """
 
     def __init__(self, augment: AugmentParams, mean: NDArray[np.float64], seed: int, side: int = 32) -> None:
+        """`mean` is that of the training images, (3,) float64 in [0, 1]; `side` theirs in pixels."""
         import albumentations as A
         import cv2
 
@@ -185,7 +186,7 @@ class Batched:
     """
 
     def __init__(self, images: torch.Tensor, augment: AugmentParams, mean: NDArray[np.float64], seed: int) -> None:
-        """Take (N, H, W, 3) uint8 `images` on the device where batches are wanted."""
+        """Take (N, H, W, 3) uint8 `images` on the device where batches are wanted, and their mean in [0, 1], (3,)."""
         self._augment, self._seed, self._side, self._count = augment, seed, images.shape[1], len(images)
         self._padded = pad(images, augment, fill_colour(augment.border_fill, mean))
         self._hole_fill = torch.tensor(fill_colour(augment.cutout_fill, mean), dtype=torch.uint8, device=images.device)
@@ -234,13 +235,13 @@ def apply(
     rows = draws["top"][:, None] + span
     columns = draws["left"][:, None] + torch.where(draws["flip"][:, None], span.flip(0), span)
     images = padded[index[:, None, None], rows[:, :, None], columns[:, None, :]]
-    in_rows = _covered(draws["hole_top"], span, hole)
-    in_columns = _covered(draws["hole_left"], span, hole)
-    holes = (in_rows[:, :, :, None] & in_columns[:, :, None, :]).any(1) & draws["cutout"][:, None, None]
-    return torch.where(holes[..., None], hole_fill, images)
+    holes = torch.zeros(images.shape[:3], dtype=torch.bool, device=padded.device)
+    for top, left in zip(draws["hole_top"].unbind(1), draws["hole_left"].unbind(1), strict=True):
+        holes |= _covered(top, span, hole)[:, :, None] & _covered(left, span, hole)[:, None, :]
+    return torch.where((holes & draws["cutout"][:, None, None])[..., None], hole_fill, images)
 
 
 def _covered(start: torch.Tensor, span: torch.Tensor, hole: int) -> torch.Tensor:
-    """(N, holes) starts → (N, holes, side) bool: which positions lie in [start, start + hole)."""
-    distance = span - start[:, :, None]
+    """(N,) starts → (N, side) bool: which positions lie in [start, start + hole)."""
+    distance = span - start[:, None]
     return (distance >= 0) & (distance < hole)

@@ -101,8 +101,10 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_json(predict)
     replicate = command("replicate", "run the current recipe with other seeds, as DVC experiments", actions.replicate)
-    replicate.add_argument("-n", type=int, default=3, metavar="runs", help="how many seeds (default: %(default)s)")
-    replicate.add_argument("--jobs", type=int, default=1, help="experiments at a time (default: %(default)s)")
+    replicate.add_argument("-n", type=int, default=3, metavar="N", help="how many seeds (default: %(default)s)")
+    replicate.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="experiments at a time (default: %(default)s)"
+    )
     summary = command("summary", "say how well each recipe does over its seeds", actions.summary)
     form = summary.add_mutually_exclusive_group()
     _add_markdown(form)
@@ -111,10 +113,13 @@ def parser() -> argparse.ArgumentParser:
         "--readme", action="store_true", help="write the table of the runs below results/reference into README.md"
     )
     summary.add_argument("--picture", metavar="FILE.png", help="also draw each run as a dot")
-    record = command("record", "keep a run below results/reference, and its row in README.md", actions.record)
+    record = command("record", "keep a run below results/reference, and renew the table in README.md", actions.record)
     record.add_argument("name", metavar="run", help=ONE)
     record.add_argument(
-        "--recipe", required=True, metavar="NAME", help="its folder; runs of one differ only in the seed"
+        "--recipe",
+        required=True,
+        metavar="NAME",
+        help="folder below results/reference; its runs differ only in the seed",
     )
     compare = command("compare", "say how runs differ, and whether one is better", actions.compare)
     compare.add_argument(
@@ -133,29 +138,40 @@ def parser() -> argparse.ArgumentParser:
         "Exit codes: 0 pass or inconclusive, 1 regression, 2 cannot judge, 3 inconclusive with --strict, 70 crash. "
         "The limits are the section `gate` of params.yaml.",
     )
-    gate.add_argument("--baseline", required=True, metavar="run", help=RUN)
-    gate.add_argument("--candidate", default="workspace", metavar="run", help="likewise (default: %(default)s)")
+    gate.add_argument("--baseline", required=True, metavar="RUN", help=f"what to compare with: {RUN}")
+    gate.add_argument(
+        "--candidate", default="workspace", metavar="RUN", help="what is judged, named likewise (default: %(default)s)"
+    )
     form = gate.add_mutually_exclusive_group()
     _add_markdown(form)
     _add_json(form)
-    gate.add_argument("--strict", action="store_true", help="exit 3 if it is inconclusive")
+    gate.add_argument("--strict", action="store_true", help="exit with 3 if it is inconclusive (else with 0)")
     gate.add_argument(
         "--allow-no-baseline", action="store_true", help="if the baseline has no results, judge by gate.floor alone"
     )
     gate.add_argument("--promote", action="store_true", help="on a pass, make the candidate's model the champion")
     check_lock = command(
-        "check-lock", "check that dvc.lock is the record of the committed params and results", actions.check_lock
+        "check-lock",
+        "check that dvc.lock is the record of the committed params and results",
+        actions.check_lock,
+        "Exit codes: 0 it is, perhaps with a warning of newer code, 1 it is not, 2 it cannot be read.",
     )
     check_lock.add_argument("--strict", action="store_true", help="fail also if code is newer than dvc.lock")
     reproduce = command(
         "reproduce",
-        "make a run again beside the workspace, and compare to the bit",
+        "make a run again in a temporary git worktree, and compare to the bit",
         actions.reproduce,
-        "Exit codes: 0 identical or equal within rounding, 1 different, 2 it cannot be made again.",
+        "Exit codes: 0 identical, or equal within the margins of the section `gate` of params.yaml, 1 different, "
+        "2 it cannot be made again.",
     )
     reproduce.add_argument("name", metavar="run", help=RERUN)
     extent = reproduce.add_mutually_exclusive_group()
-    extent.add_argument("--from", dest="first", metavar="stage", help="run this stage and all after it again")
+    extent.add_argument(
+        "--from",
+        dest="first",
+        metavar="STAGE",
+        help="run this stage and all after it again (default: what DVC's cache lacks)",
+    )
     extent.add_argument("--from-scratch", action="store_true", help="run every stage, with a cache of its own")
     reproduce.add_argument("--env", action="store_true", help="with the packages the run's commit pins, in a new venv")
     _add_json(reproduce)
@@ -170,9 +186,9 @@ def parser() -> argparse.ArgumentParser:
         "--seconds",
         type=_seconds,
         default=110,
-        help="to measure for after the warm-up, one round at least (default: %(default)s)",
+        help="how long to measure after the warm-up, at least one round (default: %(default)s)",
     )
-    bench.add_argument("--startup", action="store_true", help="only what the start of each stage costs")
+    bench.add_argument("--startup", action="store_true", help="measure only what the start of each stage costs")
     return parser
 
 

@@ -28,7 +28,7 @@ from onecycle.differences import (
     side_name,
     width,
 )
-from onecycle.numbers import compared
+from onecycle.numbers import compared, p_value
 from onecycle.recipe import SEED, recipe_differing
 from onecycle.results import Results, differing_params, prediction_metrics, same_model, shared_metrics
 from onecycle.stats_tests import (
@@ -244,7 +244,7 @@ def sentence(comparison: Comparison) -> str:
     accuracy = next(row for row in comparison.metrics if row.name == "accuracy")
     words = "no evidence of a difference" if comparison.verdict == "no evidence" else comparison.verdict
     _, _, difference, interval = _compared(accuracy, "accuracy")
-    return f"{words}; accuracy {difference} points ({interval}), p = {comparison.p:.2g}, {comparison.test}"
+    return f"{words}; accuracy {difference} points ({interval}), p = {p_value(comparison.p, LEVEL)}, {comparison.test}"
 
 
 def _cells(row: MetricComparison, metric: str, name: str | None = None) -> tuple[str, ...]:

@@ -18,12 +18,20 @@ def processors() -> int | None:
         return None
 
 
+def usable() -> int:
+    """How many processors this process may keep busy: those it may run on, within the quota."""
+    return min(_cores(), processors() or _cores())
+
+
 def limit_threads() -> None:
     """Have libraries start no more threads than that, unless OMP_NUM_THREADS says how many.
 
     They count the machine's cores, and with a thread for each of 64, on two processors, most only wait.
     """
-    allowed = processors()
-    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if allowed is not None and allowed < seen:
-        os.environ.setdefault("OMP_NUM_THREADS", str(allowed))
+    if usable() < _cores():
+        os.environ.setdefault("OMP_NUM_THREADS", str(usable()))
+
+
+def _cores() -> int:
+    """A batch system, too, may leave a process few of a machine's cores."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -70,8 +70,18 @@ def select(train: TrainParams) -> Compute:
 
 
 def select_device(train: TrainParams) -> torch.device:
-    """As `select`, for what computes in fp32, whatever the precision of training; fp32 is not TF32, for either."""
+    """The device alone, for what computes in fp32 whatever the precision of training.
+
+    Sets threads, determinism, and that fp32 is not TF32, for the whole process, as `select` does.
+
+    Raises:
+        UserError: this machine lacks the device, or it has no deterministic kernels.
+    """
     kind = _kind(train.device)
+    if kind == "mps" and train.deterministic:
+        raise UserError(
+            "train.deterministic is not for mps, whose pooling has no deterministic kernel; set it to false"
+        )
     if train.threads:
         torch.set_num_threads(train.threads)
     if kind == "cuda":

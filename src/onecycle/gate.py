@@ -1,9 +1,9 @@
-"""Whether a change may pass: a loss of accuracy is caught, the noise between equal runs is not.
+"""Whether a change may pass: a drop in accuracy is caught, the noise between equal runs is not.
 
     onecycle gate --baseline origin/main          # 0 pass, 1 regression, 2 cannot judge, 3 inconclusive (--strict)
 
-The loss of accuracy is bounded from both sides, each at level `gate.alpha`: **regression** if its lower bound is above
-0 and the loss itself is more than `gate.negligible`, **pass** if its upper bound is below `gate.margin`, else
+The drop in accuracy is bounded from both sides, each at level `gate.alpha`: **regression** if its lower bound is above
+0 and the drop itself is more than `gate.negligible`, **pass** if its upper bound is below `gate.margin`, else
 inconclusive, with the number of seeds that would settle it. A floor for accuracy and limits for the rise of loss and
 calibration error stand beside it.
 
@@ -86,7 +86,7 @@ class Judgement:
 
 
 def verdict_on(loss: Difference, limits: GateParams) -> Verdict:
-    """Judge a loss of accuracy by its value and its two one-sided bounds of level `limits.alpha`."""
+    """Judge a drop in accuracy by its value and its two one-sided bounds of level `limits.alpha`."""
     if loss.low > 0 and loss.value > limits.negligible:
         return "regression"
     return "pass" if loss.high < limits.margin else "inconclusive"
@@ -212,7 +212,7 @@ def _explained(judgement: Judgement, limits: GateParams) -> str:
         return f"Failed: {', '.join(failed)}."
     if verdicts.get("accuracy") == "inconclusive":
         return (
-            f"Warning: the loss of accuracy may be negligible or {100 * limits.margin:g} points and more; "
+            f"Warning: the drop in accuracy may be negligible or {100 * limits.margin:g} points and more; "
             f"{judgement.seeds} seeds each would settle it."
         )
     unsure = [name for name, verdict in verdicts.items() if verdict == "inconclusive"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from onecycle import cpu_quota
 from onecycle.augment import ORDER, Albumentations, Batched, stream
 from onecycle.params import AugmentParams
 
@@ -48,17 +48,19 @@ class Loader:
         device: torch.device,
         workers: int,
     ) -> None:
-        """Take (N, 32, 32, 3) uint8 `images` and (N,) `labels`; batches arrive on `device` as uint8 and int64."""
+        """Take (N, 32, 32, 3) uint8 `images`, (N,) int64 `labels` and their `mean`, (3,) float64 in [0, 1].
+
+        Batches arrive on `device` as uint8 and int64.
+        """
         self._count, self._seed, self.batch_size, self._device = len(labels), seed, batch_size, device
         self.steps = self._count // batch_size
         self.images_per_epoch = self.steps * batch_size
         self._images = images
         self._batched: Batched | None = None
-        self._labels = torch.from_numpy(np.ascontiguousarray(labels))
+        self._labels = torch.from_numpy(np.ascontiguousarray(labels)).to(device)
         if backend(augment, device) == "batched":
             on_device = torch.from_numpy(np.ascontiguousarray(images)).to(device)
             self._batched = Batched(on_device, augment, mean, seed)
-            self._labels = self._labels.to(device)
         else:
             self._albumentations = Albumentations(augment, mean, seed, images.shape[1])
             self._turns: list[Turn] = []
@@ -84,8 +86,10 @@ class Loader:
                 yield from zip(self._several(several, epoch), self._labels[several], strict=True)
             return
         self._turns[:] = [(epoch, row) for row in rows]
+        ahead = self._device.type == "cuda"  # from pinned memory; elsewhere a source may be gone before it is copied
         for images, index in self._loading:
-            yield images.to(self._device, non_blocking=True), self._labels[index].to(self._device)
+            at = index.to(self._device, non_blocking=ahead)
+            yield images.to(self._device, non_blocking=ahead), self._labels[at]
 
     def _several(self, index: Tensor, epoch: int) -> Tensor:
         """Augmented images of (batches, N) `index`, (batches, N, H, W, 3) uint8."""
@@ -93,7 +97,7 @@ class Loader:
         images = self._batched(index.flatten(), epoch)
         return images.view(*index.shape, *images.shape[1:])
 
-    def samples(self, classes: int, epochs: int = 4) -> list[NDArray[np.uint8]]:
+    def samples(self, classes: int, epochs: int) -> list[NDArray[np.uint8]]:
         """For each class its first image and what the first epochs make of it, (1 + epochs, 32, 32, 3) uint8 each."""
         labels = np.asarray(self._labels.cpu())
         index = np.array([np.flatnonzero(labels == label)[0] for label in range(classes)])
@@ -152,6 +156,4 @@ def worker_count(workers: int | str, device: torch.device) -> int:
     """`runtime.workers` as a number of loader processes."""
     if workers != "auto":
         return int(workers)
-    # a container or a batch system may leave a process few of a machine's cores
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores // 2 if device.type == "cuda" else 0
+    return cpu_quota.usable() // 2 if device.type == "cuda" else 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 from onecycle.stats_tests import Mean
 
 ABSENT = "–"
@@ -33,6 +35,12 @@ def duration(seconds: float | None) -> str:
     if seconds < 120:
         return f"{seconds:.3g} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def p_value(p: float, level: float) -> str:
+    """Two digits, or as many as show on which side of the level it lies: 0.0499 is not 0.05."""
+    told = (f"{p:.{digits}g}" for digits in count(2))
+    return next(text for text in told if (float(text) < level) == (p < level))
 
 
 def compared(

@@ -101,10 +101,11 @@ def _reproduce_in(
     found = _compare(tree, record, recorded, stages, causes, files, limits, notes)
     row = None
     try:
-        row = _own_row(attempt) if ran else None
-        if ran and unsent and (row is None or row.status == "RUNNING"):  # else it is of other rows
-            notes.append(f"MLflow has not got the {'whole ' if row else ''}row yet: {unsent}")
-        _link(record, row, found.verdict)
+        if ran:  # else it was not made again, and no row is to say so
+            row = _own_row(attempt)
+            if unsent and (row is None or row.status == "RUNNING"):  # else it is of other rows
+                notes.append(f"MLflow has not got the {'whole ' if row else ''}row yet: {unsent}")
+            _link(record, row, found.verdict)
     except UserError as error:  # what came of hours of work is told all the same
         notes.append(f"MLflow cannot be told: {error}")
     return Reproduction(record, found, stages, ran, notes, row)
@@ -145,7 +146,7 @@ def _tell(record: Record, differing: Sequence[Difference], options: Options) -> 
     packages = [one for one in differing if f"version.{one.what}" in record.tags]
     if packages and not options.recorded_packages:
         command = f"onecycle reproduce {record.name} --env"
-        print(f"reproduce: `{command}` installs the packages it was made with, and uses them", file=sys.stderr)
+        print(f"reproduce: `{command}` installs and uses the packages that its commit pins", file=sys.stderr)
 
 
 def _furnish(tree: Worktree, record: Record, options: Options, files: Path) -> None:
