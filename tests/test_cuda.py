@@ -12,6 +12,7 @@ from test_training import assert_equal, assert_it_repeats_and_resumes_to_the_bit
 from onecycle.augment import Batched
 from onecycle.data import Dataset
 from onecycle.errors import UserError
+from onecycle.loader import Loader
 from onecycle.params import Params
 
 MakeParams = Callable[..., Params]
@@ -37,6 +38,26 @@ def test_augmented_on_the_device_pixels_are_the_same(small_params: MakeParams, d
         here = Batched(images, augment, mean, 3)(index, 1)
         there = Batched(images.cuda(), augment, mean, 3)(index.cuda(), 1)
         assert torch.equal(here, there.cpu())
+
+
+def test_batches_of_loader_processes_arrive_as_on_the_cpu(small_params: MakeParams, digits: Dataset) -> None:
+    augment = small_params(**{"augment.backend": "albumentations"}).augment
+    here, there = (
+        Loader(
+            digits.train_images,
+            digits.train_labels,
+            augment,
+            np.full(3, 0.5),
+            batch_size=64,
+            seed=1,
+            device=torch.device(kind),
+            workers=workers,
+        )
+        for kind, workers in (("cpu", 0), ("cuda", 2))
+    )
+    for one, other in zip(here.epoch(1), there.epoch(1), strict=True):
+        assert all(tensor.is_cuda for tensor in other)
+        assert all(map(torch.equal, one, (tensor.cpu() for tensor in other)))
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])

@@ -62,8 +62,8 @@ def _is_file(file: object) -> bool:
 
 
 def hashes(entry: Mapping[str, Any], section: str) -> dict[str, str]:
-    """Path → MD5 of what a stage read ("deps") or wrote ("outs")."""
-    return {file["path"]: str(file.get("md5")) for file in entry.get(section, ())}
+    """Path → MD5 of what a stage read ("deps") or wrote ("outs"); empty where there is none."""
+    return {file["path"]: str(file.get("md5") or "") for file in entry.get(section, ())}
 
 
 def outputs(lock: Lock) -> dict[str, str]:

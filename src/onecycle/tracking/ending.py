@@ -41,7 +41,7 @@ def left_by(lock: str, ran: Collection[str], params: Mapping[str, str], copies: 
     if undone({stage: {} for stage in ran}, stages, params):
         return False
     outs = {(stage, Path(path).name): md5 for stage in ran for path, md5 in hashes(stages[stage], "outs").items()}
-    return all(outs.get((stage, copy.name)) in (None, md5(copy)) for stage, copy in copies)
+    return all(outs.get((stage, copy.name), "") in ("", md5(copy)) for stage, copy in copies)
 
 
 def cut_short(execution: Execution, workspace: Path) -> bool | None:
