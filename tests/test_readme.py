@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import shlex
 import shutil
@@ -271,6 +272,12 @@ def test_what_the_tree_names_is_there() -> None:
 def test_links_lead_somewhere(name: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", TEXTS[name]):
         assert target.startswith("https://") or (REPO / target).exists(), target
+
+
+def test_the_speed_it_tells_was_measured() -> None:
+    found = json.loads((REPO / "results/bench/amd-epyc-2-cores.json").read_text(encoding="utf-8"))
+    assert found["rounds"] > 1
+    assert f"trains {found['ratio']:.1f} times as fast as a plain PyTorch loop" in " ".join(README.split())
 
 
 def test_knobs_are_knobs() -> None:

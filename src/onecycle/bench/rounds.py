@@ -148,7 +148,11 @@ def page(document: Mapping[str, Any]) -> Page:
         f"peak: {', '.join(peaks)}",
         f"{document['images']}, batch {document['batch_size']}, {document['flop_per_image'] / 1e9:.3f} GFLOP an image "
         "forward and backward",
-        Table(f"Median of {document['rounds']} rounds", ("", "images/s", "spread", "FLOP/s", "of peak"), rows),
+        Table(
+            f"Median of {document['rounds']} round{'s' if document['rounds'] > 1 else ''}",
+            ("", "images/s", "spread", "FLOP/s", "of peak"),
+            rows,
+        ),
         f"params.yaml takes {_arithmetic(ours)} and {ours['backend']}: {document['ratio']:.2f} times the student's "
         f"loop; input is {ours['input_share']:.1%} of it, an epoch's training {document['epoch_seconds']:.1f} s, "
         f"its first turn (with compilation, if any) {ours['first_turn_seconds']:.1f} s",
