@@ -23,7 +23,7 @@ def log(
     """Add a stage's findings, except the (metric, step) that it logged while it ran.
 
     Args:
-        model_md5: of the model that the findings are about, when that may not be the one on disk.
+        model_md5: of the model that was evaluated, when that may not be the one on disk; other stages have none.
     """
     points = [
         (step, {name: value for name, value in values.items() if (name, step) not in live})
@@ -37,7 +37,8 @@ def log(
         journal.append("dataset", stage=stage, dataset=findings.dataset)
     if findings.trained:
         journal.append("tags", stage=stage, values={TRAINED_TAG: md5(findings.trained)})
-    _log_model(journal, stage, findings.model, model_md5)
+    if stage == "evaluate":
+        _log_model(journal, stage, findings.model, model_md5)
 
 
 def _log_model(journal: Journal, stage: str, model: tuple[Path, Path] | None, expected: str | None) -> None:
@@ -57,5 +58,4 @@ def fill_in(journal: Journal, stages: Iterable[str], params: Mapping[str, str], 
     for stage in stages:
         if fresh(stage, lock, params, root):
             journal.append("cached", stage=stage)
-            model = evaluated_model(lock) if stage == "evaluate" else None
-            log(journal, stage, collect(stage, root), model_md5=model)
+            log(journal, stage, collect(stage, root), model_md5=evaluated_model(lock))

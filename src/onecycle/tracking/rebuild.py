@@ -117,7 +117,7 @@ def _journal(past: Past, row: str, values: dict[str, str], lock: bytes, found: d
         model = evaluated_model(parse_lock(lock))
         for stage, findings in found.items():
             journal.append("cached", stage=stage)
-            log(journal, stage, findings, model_md5=model if stage == "evaluate" else None)
+            log(journal, stage, findings, model_md5=model)
         return Journal(journal.folder.rename(_made(root()) / f"git-{row}"))
 
 
