@@ -1,8 +1,8 @@
 """Refuse a bad params.yaml before DVC deletes any output. Writes a constant, so nothing downstream reruns for it."""
 
 from onecycle import paths
+from onecycle.exits import exit_with
 from onecycle.params import load
-from onecycle.stage import exit_with
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from onecycle.params import Params, flatten
 from onecycle.png import save_png
 from onecycle.preparation import Prepared, prepare
 from onecycle.resuming import train_to_end
-from onecycle.schedule import Schedule, one_cycle, peak_rate
+from onecycle.schedule import Schedule, one_cycle, peak_rate, read_suggestion
 from onecycle.stage import run
 from onecycle.tracking import Row
 from onecycle.training import Run
@@ -20,8 +20,7 @@ from onecycle.training import Run
 
 def main(params: Params, row: Row) -> None:
     """Read images, statistics and suggestion; write the model, history, schedule, metrics, summary and samples."""
-    suggestion = json.loads(paths.LR_RANGE_SUGGESTION.read_text(encoding="utf-8"))
-    max_lr = peak_rate(params.one_cycle.max_lr, suggestion)
+    max_lr = peak_rate(params.one_cycle.max_lr, read_suggestion(paths.LR_RANGE_SUGGESTION))
     dataset = data.load(paths.DATASET)
     prepared = prepare(params, dataset, *data.read_statistics(paths.STATS_JSON))
     schedule = one_cycle(params.one_cycle, max_lr, params.epochs, prepared.loader.steps)
@@ -34,7 +33,7 @@ def main(params: Params, row: Row) -> None:
     ours = identity(flatten(params), code_of("train"), **decides, threads=threads)
     with Checkpoints(paths.training_state(), ours) as checkpoints:
         train_to_end(training, checkpoints, params, prepared.held_out, row.metrics)
-        _write(training, prepared, schedule.first(training.state.step), params, dataset.classes)
+        _write(training, prepared, schedule, params, dataset.classes)
         checkpoints.clear()
 
 
@@ -43,13 +42,13 @@ def _write(training: Run, prepared: Prepared, schedule: Schedule, params: Params
     kept_epoch, weights = training.kept_weights()
     parameters = sum(parameter.numel() for parameter in prepared.classifier.parameters())
     metrics = history.summary(epochs, prepared.held_out, kept_epoch, schedule, parameters)
-    samples = prepared.loader.samples(len(classes), min(4, params.epochs))
+    samples = prepared.loader.samples(len(classes), min(4, len(epochs)))
 
     paths.TRAIN.mkdir(parents=True, exist_ok=True)
     paths.MODEL.parent.mkdir(parents=True, exist_ok=True)
     save_classifier(paths.MODEL, weights, params.model, classes)
     history.history_frame(epochs, prepared.held_out).to_csv(paths.HISTORY, index=False, lineterminator="\n")
-    history.schedule_frame(schedule, steps).to_csv(paths.SCHEDULE, index=False, lineterminator="\n")
+    history.schedule_frame(schedule, steps, len(epochs)).to_csv(paths.SCHEDULE, index=False, lineterminator="\n")
     paths.TRAIN_METRICS.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     paths.MODEL_SUMMARY.write_text(summarise(prepared.classifier) + "\n", encoding="utf-8")
     columns = ("as it is", *(f"epoch {epoch}" for epoch in range(1, len(samples[0]))))

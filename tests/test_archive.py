@@ -14,8 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from crafted_archive import CLASSES, FOLDER, batch, md5_of, members, packed, pickled, unpacked
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from onecycle import archive
 from onecycle.archive import ArchiveError, read
@@ -259,85 +257,12 @@ def test_malicious_pickle_is_refused_and_never_executed(tmp_path: Path, protocol
 
 
 @pytest.mark.parametrize(
-    "evil",
-    [
-        b"cos\nmkdir\n(U\x07touchedtR.",
-        b"cbuiltins\neval\n(U\x013tR.",
-        b"cnumpy\nload\n(U\x07touchedtR.",
-        b"(U\x07touchedios\nmkdir\n.",
-        b"}r\xff\xff\xff\x7f.",
-        b"}\x82\x01.",
-        rb"S'\u'" + b"\n.",
-        b"cnumpy\nndarray\n}U\x01aK\x01sb.",
-        b"(((((.",
-        b".",
-        b"",
-        b"}",
-    ],
+    "evil", [b"cos\nmkdir\n(U\x07touchedtR.", b"cbuiltins\neval\n(U\x013tR.", b"cnumpy\nload\n(U\x07touchedtR."]
 )
-def test_pickle_of_anything_else_is_refused(tmp_path: Path, evil: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickle_that_names_anything_but_arrays_is_refused(
+    tmp_path: Path, evil: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ArchiveError, match="data_batch_1"):
+    with pytest.raises(ArchiveError, match=r"data_batch_1 is no pickle of arrays, .* it names"):
         read_changed(tmp_path / "data", data_batch_1=b"\x80\x02" + evil)
     assert not (tmp_path / "touched").exists()
-
-
-def test_opcodes_the_published_pickles_lack_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArchiveError, match="it holds a FRAME"):
-        read_changed(tmp_path, data_batch_1=pickle.dumps(batch(1), 4))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {b"labels": [0] * 11},
-        {b"labels": [0] * 11 + [len(CLASSES)]},
-        {b"labels": [0] * 11 + [-1]},
-        {b"labels": [0] * 11 + [b"cat"]},
-        {b"labels": b"cat"},
-        {b"data": np.zeros((12, 3071), np.uint8)},
-        {b"data": np.zeros((12, 3072), np.float32)},
-        {b"data": np.zeros(12 * 3072, np.uint8)},
-        {b"data": [0] * 12},
-        {b"data": None},
-    ],
-    ids=str,
-)
-def test_batch_of_another_shape_or_type_is_refused(tmp_path: Path, changes: dict[bytes, object]) -> None:
-    with pytest.raises(ArchiveError, match="data_batch_1 holds no"):
-        read_changed(tmp_path, data_batch_1=pickled(batch(1) | changes))
-
-
-@pytest.mark.parametrize("value", [{}, {b"label_names": []}, {b"label_names": [3]}, [b"cat"]], ids=str)
-def test_class_names_must_be_there(tmp_path: Path, value: object) -> None:
-    with pytest.raises(ArchiveError, match=r"batches\.meta"):
-        read_changed(tmp_path, batches_meta=pickled(value))
-
-
-@settings(deadline=None, max_examples=150, derandomize=True)
-@given(st.data())
-def test_no_damage_to_a_pickle_raises_anything_else(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    content = bytearray(pickled(batch(1, rows=3)))
-    header = 190  # bytes before the pixels; damage behind them only changes labels
-    for _ in range(data.draw(st.integers(1, 4))):
-        place = data.draw(st.one_of(st.integers(0, header), st.integers(len(content) - 60, len(content) - 1)))
-        content[place] = data.draw(st.integers(0, 255))
-    try:
-        read_changed(tmp_path_factory.getbasetemp() / "fuzzed", data_batch_1=bytes(content))
-    except ArchiveError as error:
-        assert "data_batch_1" in str(error)
-
-
-@settings(deadline=None, max_examples=100, derandomize=True)
-@given(st.data())
-def test_no_damage_to_a_tar_raises_anything_else(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    tar = bytearray(gzip.decompress(packed(CONTENTS)))
-    headers = [place for place in range(0, len(tar), 512) if tar[place : place + len(FOLDER)] == FOLDER.encode()]
-    for _ in range(data.draw(st.integers(1, 4))):
-        tar[data.draw(st.sampled_from(headers)) + data.draw(st.integers(0, 511))] = data.draw(st.integers(0, 255))
-    try:
-        read_bytes(tmp_path_factory.getbasetemp(), gzip.compress(bytes(tar), 1))
-    except ArchiveError as error:
-        assert str(error)

@@ -240,7 +240,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from onecycle.checkpoint import Checkpoints
-from onecycle.stage import exit_with
+from onecycle.exits import exit_with
 
 def save():
     with Checkpoints(Path(sys.argv[1]), {"epochs": "3", "learning rate": "0.01"}) as checkpoints:

@@ -597,10 +597,3 @@ def test_failed_download_exits_2_and_leaves_earlier_data_intact(workspace: Path)
     assert done.stderr.startswith("error: CIFAR10_MIRROR names ") and done.stderr.count("\n") == 1
     assert {path.name: path.read_bytes() for path in (workspace / paths.DATASET).iterdir()} == before
     assert list((workspace / paths.DATASET.parent).iterdir()) == [workspace / paths.DATASET]
-
-
-def test_stages_start_without_torch_and_the_like(workspace: Path) -> None:
-    heavy = {"torch", "torchvision", "albumentations", "mlflow", "pandas", "sklearn", "matplotlib.pyplot"}
-    program = f"import sys, stages.download, stages.stats; print(sorted({heavy!r} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=workspace, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

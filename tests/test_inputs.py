@@ -25,6 +25,7 @@ def code(tmp_path: Path) -> Iterator[Workspace]:
     shutil.copy(REPO / "dvc.yaml", code.root)
     for name in ("src/onecycle/png.py", "src/onecycle/report/words.py", "stages/stats.py"):
         code.write(name, (REPO / name).read_text(encoding="utf-8"))
+    code.write("results/lr_range/suggestion.json", {"accepted": True, "max_lr": 0.002})
     yield code
     code.close()
 
@@ -47,10 +48,15 @@ def code(tmp_path: Path) -> Iterator[Workspace]:
             {"file": "src/onecycle/report/words.py", "old": "import", "new": "import os, "},
             "edited while report ran: src/onecycle/report/words.py is another; DVC would record that",
         ),
+        (
+            "train",
+            {"file": "results/lr_range/suggestion.json", "old": "0.002", "new": "0.003"},
+            "edited while train ran: results/lr_range/suggestion.json is another; DVC would record that",
+        ),
         ("stats", {"file": "params.yaml", "old": "batch_size: 512", "new": "batch_size: 256"}, ""),
         ("lr_range", {"file": "params.yaml", "old": "floor: 0.9 ", "new": "floor: 0.8 "}, ""),
     ],
-    ids=["a param", "code", "code in a folder", "a param of others", "a knob of no stage"],
+    ids=["a param", "code", "code in a folder", "a result", "a param of others", "a knob of no stage"],
 )
 def test_what_a_stage_reads_stays_as_it_was(code: Workspace, stage: str, edit: dict[str, str], words: str) -> None:
     process = code.stage(stage, EDIT.format(**edit), ONECYCLE_TRACKING="journal")

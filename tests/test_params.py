@@ -79,7 +79,9 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
         ({"train__threads": 10**12}, "train.threads must be ≤ 4096, got 1000000000000"),
         ({"model__width": 1025}, "model.width must be ≤ 1024, got 1025"),
         ({"lr_range__start_lr": float("nan")}, "lr_range.start_lr must be a finite number, got nan"),
-        ({"lr_range__start_lr": 20.0}, "lr_range.end_lr must be > lr_range.start_lr (20), got 10.0"),
+        ({"optimizer__weight_decay": 1e300}, "optimizer.weight_decay must be ≤ 3.4e+38, got 1e+300"),
+        ({"one_cycle__max_lr": 1e300}, "one_cycle.max_lr must be 'auto' or a number > 0, got 1e+300"),
+        ({"lr_range__start_lr": 20.0}, "lr_range.end_lr must be ≥ 1.01 · lr_range.start_lr (20), got 10.0"),
         (
             {"one_cycle__base_momentum": 0.99},
             "one_cycle.base_momentum must be ≤ one_cycle.max_momentum (0.95), got 0.99",
@@ -205,7 +207,7 @@ def test_the_stage_refuses_in_one_line_and_half_a_second(tmp_path: Path) -> None
     (tmp_path / "params.yaml").write_text("epochs: 0\n", encoding="utf-8")
     code = (
         f"import sys; sys.path.insert(0, {str(repo)!r})\n"
-        "from onecycle.stage import exit_with\nfrom stages.params import main\n"
+        "from onecycle.exits import exit_with\nfrom stages.params import main\n"
         "import atexit; atexit.register(lambda: print(*sys.modules))\nexit_with(main)"
     )
     started = time.perf_counter()

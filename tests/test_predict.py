@@ -39,7 +39,7 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
 
 def seen(tmp_path: Path, content: bytes, name: str = "picture.png") -> np.ndarray:
     (tmp_path / name).write_bytes(content)
-    return read_image(tmp_path / name, SIDE)[0]
+    return read_image(tmp_path / name)[0]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_the_middle_square_is_seen_and_said(tmp_path: Path, width: int, height: 
     top, left = (height - square) // 2, (width - square) // 2
     pixels[top : top + square, left : left + square] = [0, 200, 100]
     (tmp_path / "a.png").write_bytes(encoded(Image.fromarray(pixels)))
-    found, words = read_image(tmp_path / "a.png", SIDE)
+    found, words = read_image(tmp_path / "a.png")
     assert found.shape == (SIDE, SIDE, 3)
     assert found.dtype == np.uint8
     assert (found == [0, 200, 100]).all()
@@ -92,8 +92,19 @@ def test_the_middle_square_is_seen_and_said(tmp_path: Path, width: int, height: 
         (Image.new("RGB", (32, 32), (9, 8, 7)).quantize(4), {}, (9, 8, 7)),
         (Image.new("RGB", (32, 32), (9, 8, 7)).quantize(4), {"transparency": 0}, (255, 255, 255)),
         (Image.fromarray(np.full((32, 32), 257 * 100, np.uint16)), {}, (100, 100, 100)),
+        (Image.fromarray(np.full((32, 32), 7, np.uint16)), {"transparency": 7}, (255, 255, 255)),
     ],
-    ids=["grey", "bits", "grey+alpha", "transparent", "opaque", "palette", "transparent palette", "16 bits"],
+    ids=[
+        "grey",
+        "bits",
+        "grey+alpha",
+        "transparent",
+        "opaque",
+        "palette",
+        "transparent palette",
+        "16 bits",
+        "16 bits transparent",
+    ],
 )
 def test_every_kind_of_png(
     tmp_path: Path, image: Image.Image, options: dict[str, Any], expected: tuple[int, int, int]
@@ -152,13 +163,13 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path: Path, name: str, conten
 def test_a_file_that_never_ends_or_is_none_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")  # opening it would wait for ever
     with pytest.raises(UserError, match=r"pipe\.png is no regular file"):
-        read_image(tmp_path / "pipe.png", SIDE)
+        read_image(tmp_path / "pipe.png")
     with pytest.raises(UserError, match=r"absent\.png is missing"):
-        read_image(tmp_path / "absent.png", SIDE)
+        read_image(tmp_path / "absent.png")
     with (tmp_path / "big.png").open("wb") as file:
         file.truncate(MAX_BYTES + 1)
     with pytest.raises(UserError, match="has more than 64 MiB"):
-        read_image(tmp_path / "big.png", SIDE)
+        read_image(tmp_path / "big.png")
 
 
 def test_a_jpeg_of_endless_scans_is_refused_and_one_of_several_is_not(tmp_path: Path) -> None:
@@ -196,7 +207,7 @@ def test_changed_bytes_give_pixels_or_one_sentence(
     file = tmp_path_factory.getbasetemp() / "mutated"
     file.write_bytes(mutated(content, changes, end))
     try:
-        pixels, _ = read_image(file, SIDE)
+        pixels, _ = read_image(file)
     except UserError as refusal:
         assert str(refusal).startswith(str(file))
         assert "\n" not in str(refusal)
@@ -205,7 +216,7 @@ def test_changed_bytes_give_pixels_or_one_sentence(
     assert pixels.dtype == np.uint8
     if content is PNG:
         file.write_bytes(content)
-        assert (pixels == read_image(file, SIDE)[0]).all()
+        assert (pixels == read_image(file)[0]).all()
 
 
 # ------------------------------------------------------------------------------------------------ what is shown
@@ -253,7 +264,7 @@ def test_a_bad_picture_costs_only_itself(tmp_path: Path, model: Model, digits: D
 
 def test_a_name_too_long_for_the_system_is_refused() -> None:
     name = Path("a" * 300)
-    for refused in (lambda: image_files([name]), lambda: read_image(name, 32)):
+    for refused in (lambda: image_files([name]), lambda: read_image(name)):
         with pytest.raises(UserError, match=r"a{300} cannot be read: File name too long"):
             refused()
 

@@ -18,7 +18,7 @@ from crafted_run import commit, edit_metrics, errors, repository, write_run
 from mlflow import MlflowClient
 from scipy.stats import t as student
 
-from onecycle import params, paths, provenance, readme, reference
+from onecycle import differences, params, paths, provenance, readme
 from onecycle.dvc_lock import read_lock
 from onecycle.executions import executions
 from onecycle.results import read_side
@@ -110,10 +110,10 @@ def kept(folder: Path, name: str) -> dict[str, Any]:
 
 def test_the_gate_knows_how_far_the_seeds_of_a_recipe_are_apart(folder: Path, onecycle: Run) -> None:
     """Seeds 0.8 points apart: as much is no regression of a run like them, and not certainly one of another recipe."""
-    for seed, wrong in ((0, 600), (1, 680), (2, 640)):
+    for seed, wrong in ((0, 600), (1, 680), (2, 640), (3, 600)):
         made(folder, seed, wrong)
         assert onecycle(folder, "record", "workspace", "--recipe", "exercise")[0] == 0
-    made(folder, 3, 680)
+    made(folder, 4, 680)
     gate = ("gate", "--baseline", "exercise/seed-0", "--json")
     code, said, _ = onecycle(folder, *gate)
     judged = json.loads(said)
@@ -147,21 +147,44 @@ def test_which_seeds_tell_how_far_a_run_is_from_its_equals(folder: Path, onecycl
     recorded(folder, onecycle, "many", (600, 620, 640, 660, 680, 700), epochs=30)
 
     def told(first: str, second: str) -> str | None:
-        known = reference.equal_runs(read_side(first), read_side(second))
+        known = differences.equal_runs(read_side(first), read_side(second))
         return str(known) if known else None
 
-    own = "the seeds in results/reference, 6 of many"
-    assert told("many/seed-0", "few/seed-0") == own, "enough of one of the two recipes"
-    assert told("many/seed-0", "many/seed-1") == "the seeds in results/reference, 5 of many", (
-        "not the run that is judged"
-    )
+    assert told("many/seed-0", "few/seed-0") == "the seeds in results/reference, 5 of many", "enough of one recipe"
+    both = "the seeds in results/reference, 2 of few and 4 of many"
+    assert told("many/seed-0", "many/seed-1") == told("many/seed-1", "many/seed-0") == both, "not what is compared"
     made(folder, 7, 608, epochs=31)
-    assert told("few/seed-0", "workspace") == "the seeds in results/reference, 2 of few and 6 of many"
+    assert told("workspace", "many") == "the seeds in results/reference, 2 of few and 6 of many"
     assert told("few", "many") is None, "no run is alone"
     assert told("few/seed-0", "few/seed-0") is None, "it is one run"
     command(folder, "git", "rm", "-qr", "--cached", "results", check=False)
     shutil.rmtree(folder / "results/reference/many")
     assert told("few/seed-0", "few/seed-1") is None, "one seed is left"
+
+
+def test_the_verdict_does_not_depend_on_which_side_comes_first(folder: Path, onecycle: Run) -> None:
+    recorded(folder, onecycle, "one", (600, 640, 650))
+    recorded(folder, onecycle, "other", (700, 705, 770), epochs=30)
+    for first, second in (("one/seed-1", "other"), ("one/seed-1", "other/seed-1"), ("one/seed-0", "one/seed-1")):
+        there, back = (
+            json.loads(onecycle(folder, "compare", *sides, "--json")[1])[0]
+            for sides in ((first, second), (second, first))
+        )
+        assert there["p"] == pytest.approx(back["p"])
+        assert {there["verdict"], back["verdict"]} in ({"better", "worse"}, {"no evidence"})
+        assert there["deviation"] == pytest.approx(back["deviation"])
+
+
+def test_one_run_against_several_is_advised_by_the_spread_on_both_sides(folder: Path, onecycle: Run) -> None:
+    recorded(folder, onecycle, "tight", (600, 605, 610))
+    recorded(folder, onecycle, "wide", (600, 640, 680), epochs=30)
+    made(folder, 9, 620, epochs=31)
+    code, said, _ = onecycle(folder, "gate", "--baseline", "tight", "--json")
+    judged = json.loads(said)
+    ours, kept = 0.0005, ((0.0005**2 + 0.004**2) / 2) ** 0.5  # of 10,000 images; pooled over both recipes
+    assert code == 0 and judged["deviation"] == pytest.approx(((ours**2 + kept**2) / 2) ** 0.5)
+    told = "these runs and the seeds in results/reference, 3 of tight and 3 of wide"
+    assert judged["deviation_source"] == told
 
 
 def test_a_run_is_not_compared_with_several_that_it_is_one_of(folder: Path, onecycle: Run) -> None:
@@ -188,7 +211,7 @@ def test_what_a_killed_record_leaves_is_no_run(folder: Path, onecycle: Run) -> N
     shutil.copytree(recipe / "seed-0", recipe / ".recording-abc" / "new")
     found = executions()
     assert [name for run in found.runs for name in run.names if ".recording" in name] == []
-    assert reference.recipes().keys() == {"exercise"} and len(reference.recipes()["exercise"]) == 1
+    assert differences.recipes().keys() == {"exercise"} and len(differences.recipes()["exercise"]) == 1
 
 
 def test_asked_to_end_while_it_puts_a_run_into_place_it_does_so_first(
@@ -242,7 +265,9 @@ def test_what_is_told_of_a_run_without_a_row(folder: Path, onecycle: Run, monkey
     code, said, _ = onecycle(folder, "show", "workspace")
     assert code == 0 and "MLflow cannot be asked: " in said and "test/accuracy" in said
     code, _, said = onecycle(folder, "show", "exercise")
-    assert code == 2 and "exercise is a recipe of 2 runs; show one of results/reference/exercise/seed-0, " in said
+    assert code == 2 and "exercise is a recipe of 2 runs; give one of results/reference/exercise/seed-0, " in said
+    for arguments in (("record", "exercise", "--recipe", "exercise"), ("reproduce", "exercise")):
+        assert onecycle(folder, *arguments)[2] == said
     code, _, said = onecycle(folder, "show", ".dvc")
     assert code == 2 and said.startswith("error: .dvc holds no results, and no row is of it; ")
 

@@ -11,8 +11,10 @@ import torch
 from torch.optim.lr_scheduler import OneCycleLR
 
 from onecycle.errors import UserError
+from onecycle.history import schedule_frame, summary
 from onecycle.params import OneCycleParams, load
-from onecycle.schedule import one_cycle, peak_rate
+from onecycle.schedule import one_cycle, peak_rate, read_suggestion
+from onecycle.training import Epoch
 
 
 def cycle(**changes: Any) -> OneCycleParams:
@@ -81,15 +83,28 @@ def test_very_short_runs_have_a_schedule(epochs: int, steps: int) -> None:
     assert (rates <= 0.01).all()
 
 
-def test_the_steps_that_were_taken() -> None:
-    whole = one_cycle(cycle(), 0.01, 4, 10)
-    taken = whole.first(15)
-    assert taken.momentum is not None and whole.momentum is not None
-    assert (taken.learning_rate.tolist(), taken.momentum.tolist()) == (
-        whole.learning_rate[:15].tolist(),
-        whole.momentum[:15].tolist(),
-    )
-    assert one_cycle(cycle(cycle_momentum=False), 0.01, 4, 10).first(3).momentum is None
+def test_a_run_that_ended_early_tells_of_the_steps_it_took_and_of_the_peak_it_was_given() -> None:
+    whole = one_cycle(cycle(max_at_epoch=2), 0.01, epochs=4, steps_per_epoch=10)
+    frame = schedule_frame(whole, steps_per_epoch=10, epochs=1)
+    assert frame["learning_rate"].tolist() == whole.learning_rate[:10].tolist()
+    assert whole.momentum is not None and frame["momentum"].tolist() == whole.momentum[:10].tolist()
+    assert frame["epoch"].iloc[-1] == 1
+    last = Epoch(1, float(whole.learning_rate[9]), None, 1.0, 0.5, 1.0, 0.5)
+    metrics = summary([last], "validation", 1, whole, parameters=1)
+    assert (metrics["max_lr"], metrics["last_lr"]) == (0.01, last.learning_rate)
+    unmoved = one_cycle(cycle(cycle_momentum=False), 0.01, 4, 10)
+    assert schedule_frame(unmoved, 10, 4)["momentum"].isna().all()
+
+
+@pytest.mark.parametrize(
+    "content", [None, "<<<<<<< HEAD", '{"accepted": true', "[]", '{"accepted": true, "max_lr": null}', "{}"]
+)
+def test_what_is_no_suggestion_is_refused(tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "suggestion.json"
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=r"suggestion.json holds no suggestion \(.*\); run `dvc repro lr_range`"):
+        read_suggestion(file)
 
 
 def test_peak_rate() -> None:

@@ -23,9 +23,11 @@ def test_a_traceback_only_when_asked_for(tmp_path: Path, debug: str) -> None:
     assert done.stderr.count("\n") == 1 or debug
 
 
-def test_output_that_nobody_reads_on_is_no_fault(tmp_path: Path) -> None:
+@pytest.mark.parametrize("printed", ["print('x\\n' * 1_000_000)", "show(['x'] * 100_000)"])
+def test_output_that_nobody_reads_on_is_no_fault(tmp_path: Path, printed: str) -> None:
     """As SIGPIPE ends other programs: `onecycle show --json | head -1`."""
-    code = "from onecycle.stage import exit_with; exit_with(lambda: print('x\\n' * 1_000_000))"
+    imports = "from onecycle.exits import exit_with; from onecycle.tables import show"
+    code = f"{imports}; exit_with(lambda: {printed})"
     done = command(tmp_path, "bash", "-c", f'set -o pipefail; python -c "{code}" | head -1', check=False)
     assert (done.returncode, done.stdout, done.stderr) == (141, "x\n", "")
 
@@ -33,7 +35,7 @@ def test_output_that_nobody_reads_on_is_no_fault(tmp_path: Path) -> None:
 def test_another_pipe_that_breaks_is_a_fault(tmp_path: Path) -> None:
     """As one to a process of ours."""
     ends = "r, w = os.pipe(); os.close(r)"
-    code = f"import os; from onecycle.stage import exit_with; {ends}; exit_with(lambda: os.write(w, bytes(1)))"
+    code = f"import os; from onecycle.exits import exit_with; {ends}; exit_with(lambda: os.write(w, bytes(1)))"
     done = command(tmp_path, "python", "-c", code, check=False)
     assert done.returncode == 70 and "BrokenPipeError" in done.stderr
 

@@ -28,7 +28,6 @@ from onecycle.stats_tests import (
     runs_to_see,
     runs_to_settle,
     shown_deviation,
-    wilson,
 )
 
 
@@ -154,11 +153,6 @@ def test_a_few_other_seeds_tell_how_far_a_single_run_deviates(
 )
 def test_runs_that_say_nothing_give_no_estimate(first: list[float], second: list[float]) -> None:
     assert runs_estimate(first, second) is None
-
-
-def test_wilson_is_the_textbook_interval() -> None:
-    """81 of 263, Newcombe (1998), table I."""
-    assert [round(end, 4) for end in wilson(81, 263)] == [0.2553, 0.3662]
 
 
 def test_the_deviation_between_runs_follows_from_their_disagreement() -> None:

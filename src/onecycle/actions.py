@@ -80,7 +80,9 @@ def summary(options: argparse.Namespace) -> None:
     found = executions()
     groups = summary.groups(found.runs)
     if options.picture:
-        summary.write_picture(groups, Path(options.picture))
+        from onecycle.summary_figure import write_picture
+
+        write_picture(groups, options.picture)
     _tell(options, summary.page(groups, found.left_out), summary.document(groups, found.left_out))
 
 
@@ -97,21 +99,21 @@ def record(options: argparse.Namespace) -> None:
 def compare(options: argparse.Namespace) -> None:
     if len(options.sides) < 2:
         raise UserError("compare takes two runs or more; try `onecycle compare HEAD workspace`")
-    from onecycle import compare, reference
+    from onecycle import compare, differences
     from onecycle.results import read_side
 
     first, *others = (read_side(names) for names in options.sides)
-    comparisons = [compare.compare(first, other, reference.equal_runs(first, other)) for other in others]
+    comparisons = [compare.compare(first, other, differences.equal_runs(first, other)) for other in others]
     if options.pictures:
         from onecycle import disagreements
 
-        disagreements.write(Path(options.pictures), comparisons, first, others)
+        disagreements.write(options.pictures, comparisons, first, others)
     page = [part for comparison in comparisons for part in compare.page(comparison)]
     _tell(options, page, [compare.document(comparison) for comparison in comparisons])
 
 
 def gate(options: argparse.Namespace) -> int:
-    from onecycle import gate, reference
+    from onecycle import differences, gate
     from onecycle.params import load
     from onecycle.results import Results, read_side, same_model
     from onecycle.revisions import AbsentError
@@ -130,7 +132,7 @@ def gate(options: argparse.Namespace) -> int:
         absent = str(error)
     if len(candidate) == 1:  # a change of something else leaves it one of the baseline's own seeds
         baseline = tuple(run for run in baseline if same_model(run, candidate[0]))[:1] or baseline
-    known = reference.equal_runs(baseline, candidate) if baseline else None
+    known = differences.equal_runs(baseline, candidate) if baseline else None
     judgement = gate.judge(baseline, candidate, limits, known, absent)
     _tell(options, gate.page(judgement, limits), gate.document(judgement, limits, options.strict))
     if options.promote:
@@ -183,8 +185,8 @@ def bench(options: argparse.Namespace) -> None:
     from onecycle.params import load
 
     file: Path | None = options.json
-    if file and not file.parent.is_dir():
-        raise UserError(f"--json: there is no folder {file.parent}; make it first")
+    if file:
+        _check_writable(file)  # it would be a pity to find out after the minutes that measuring takes
     if options.startup:
         starts = startup.measure()
         found, page = {"startup": starts}, startup.page(starts)
@@ -194,6 +196,16 @@ def bench(options: argparse.Namespace) -> None:
     tables.show(page)
     if file:
         file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_writable(file: Path) -> None:
+    existed = file.exists()
+    try:
+        file.open("a").close()
+    except OSError as error:
+        raise UserError(f"--json: {file} cannot be written: {error.strerror}") from None
+    if not existed:
+        file.unlink()
 
 
 def _tell(options: argparse.Namespace, page: Page, document: object) -> None:

@@ -77,7 +77,7 @@ class _CounterRandom(random.Random):
 
 
 class Albumentations:
-    """The augmentation through albumentations, one image at a time (about 8,000 images/s on one core).
+    """The augmentation through albumentations, one image at a time (some 2,000 images/s on one core).
 
     albumentations' own `set_random_seed` gives every transform the same stream; here one counter-based generator
     (Philox: key = (seed, epoch), counter = index) feeds them all, so draws are independent within and between samples.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
@@ -12,11 +14,13 @@ from typing import NoReturn
 
 from onecycle import actions, paths
 from onecycle.errors import UserError
-from onecycle.stage import exit_with
+from onecycle.exits import exit_with
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command; `actions` has what each does."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # where it is not UTF-8 it has no ± and no –
     options = parser().parse_args(arguments)
 
     def run() -> int | None:
@@ -112,7 +116,7 @@ def parser() -> argparse.ArgumentParser:
     form.add_argument(
         "--readme", action="store_true", help="write the table of the runs below results/reference into README.md"
     )
-    summary.add_argument("--picture", metavar="FILE.png", help="also draw each run as a dot")
+    summary.add_argument("--picture", type=_path, metavar="FILE.png", help="also draw each run as a dot")
     record = command("record", "keep a run below results/reference, and renew the table in README.md", actions.record)
     record.add_argument("name", metavar="run", help=ONE)
     record.add_argument(
@@ -129,7 +133,10 @@ def parser() -> argparse.ArgumentParser:
     _add_markdown(form)
     _add_json(form)
     compare.add_argument(
-        "--pictures", metavar="FILE.html", help="write a page of the test images that only one of two runs gets right"
+        "--pictures",
+        type=_path,
+        metavar="FILE.html",
+        help="write a page of the test images that only one of two runs gets right",
     )
     gate = command(
         "gate",
@@ -181,7 +188,7 @@ def parser() -> argparse.ArgumentParser:
     bench = command(
         "bench", "measure training speed, beside this machine's limit and a plain PyTorch loop", actions.bench
     )
-    bench.add_argument("--json", type=Path, metavar="FILE", help="also write every figure, unrounded, as JSON")
+    bench.add_argument("--json", type=_path, metavar="FILE", help="also write every figure, unrounded, as JSON")
     bench.add_argument(
         "--seconds",
         type=_seconds,

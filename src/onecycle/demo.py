@@ -9,12 +9,10 @@ import sys
 import time
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from onecycle import paths, signals
 from onecycle.dvc_command import environment
 from onecycle.errors import UserError
+from onecycle.tables import Table, show
 
 NAME = "demo"
 RESULTS = Path("demo")
@@ -68,10 +66,7 @@ def _dvc(*arguments: str, quiet: bool = False) -> int:
 def _show(seconds: float) -> None:
     train = json.loads((RESULTS / paths.TRAIN.name / paths.TRAIN_METRICS.name).read_text(encoding="utf-8"))
     test = json.loads((RESULTS / paths.EVALUATE.name / paths.EVALUATE_METRICS.name).read_text(encoding="utf-8"))
-    table = Table(title="The pipeline on handwritten digits", title_justify="left", show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    for name, value in (
+    rows = (
         ("test accuracy", f"{test['accuracy']:.2%}"),
         ("95 % interval", f"{test['accuracy_low']:.2%} to {test['accuracy_high']:.2%}"),
         ("test loss", f"{test['loss']:.4f}"),
@@ -79,10 +74,12 @@ def _show(seconds: float) -> None:
         ("peak rate", f"{train['max_lr']:.3g}"),
         ("parameters", f"{train['parameters']:,.0f}"),
         ("time, all stages", f"{seconds:.0f} s"),
-    ):
-        table.add_row(name, value)
-    console = Console()
-    console.print(table)
-    console.print(f"report      {RESULTS / paths.REPORT.name / paths.REPORT_HTML.name}  (open it in a browser)")
-    console.print("MLflow      make ui")
-    console.print("experiment  source .venv/bin/activate && dvc exp show --only-changed")
+    )
+    show(
+        (
+            Table("The pipeline on handwritten digits", ("", ""), rows),
+            f"report      {(RESULTS / paths.REPORT.name / paths.REPORT_HTML.name).as_posix()}  (open it in a browser)",
+            "MLflow      make ui",
+            "experiment  source .venv/bin/activate && dvc exp show --only-changed",
+        )
+    )

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onecycle.errors import UserError
-from onecycle.results import Results, check_comparable
-from onecycle.revisions import REFERENCE
+from onecycle.recipe import recipe_differing
+from onecycle.results import Results, check_comparable, read, same_model
+from onecycle.revisions import REFERENCE, Place, references, seeds
 from onecycle.stats_tests import (
     Deviation,
     Difference,
@@ -26,6 +27,9 @@ from onecycle.stats_tests import (
     runs_estimate,
     shown_deviation,
 )
+
+ENOUGH_FREEDOM = 4
+"""Degrees of freedom, one less than seeds, from which on a recipe's own seeds tell best how far its runs are apart."""
 
 Side = Sequence[Results]
 Measure = Callable[[Results], float]
@@ -67,6 +71,43 @@ class EqualRuns:
         *others, last = (f"{len(runs)} of {name}" for name, runs in self.recipes.items())
         told = f"{', '.join(others)} and {last}" if others else last
         return f"the seeds in {self.where}, {told}"
+
+
+def recipes() -> dict[str, tuple[Place, ...]]:
+    """Recipe → its runs, one a seed, of those below results/reference."""
+    found = dict.fromkeys(folder.parent for folder in references())
+    return {folder.name: seeds(Place.at(folder)) for folder in found}
+
+
+def equal_runs(first: Side, second: Side) -> EqualRuns | None:
+    """What the seeds kept here tell of how far a single run on either side is from its equals.
+
+    They are those of its own recipe where these are enough, else of all recipes on this data set, which is taken to
+    vary alike. The single runs themselves are left out: what is compared is no measure of itself.
+
+    Returns:
+        None where no side is of one run, both are of one model, or no two seeds of a recipe are kept.
+
+    Raises:
+        UserError: what is kept cannot be read.
+    """
+    singles = [side[0] for side in (first, second) if len(side) == 1]
+    if not singles or (len(singles) == 2 and same_model(*singles)):
+        return None
+    kept: dict[str, list[Results]] = {}
+    for recipe, places in recipes().items():
+        if len(places) > 1:
+            runs = [run for run in map(read, places) if run.digest == first[0].digest]
+            kept[recipe] = [run for run in runs if not any(same_model(run, single) for single in singles)]
+    known = {recipe: runs for recipe, runs in kept.items() if len(runs) > 1}
+    own = {
+        recipe: runs
+        for recipe, runs in known.items()
+        if any(not recipe_differing(runs[0].params, single.params) for single in singles)
+    }
+    enough = sum(len(runs) - 1 for runs in own.values()) >= ENOUGH_FREEDOM
+    chosen = own if enough else known
+    return EqualRuns(chosen, REFERENCE.as_posix()) if chosen else None
 
 
 def figures(side: Side, measure: Measure) -> list[float]:
@@ -116,13 +157,20 @@ def width(difference: Difference) -> float:
 
 
 def run_deviation(first: Side, second: Side, known: EqualRuns | None = None) -> tuple[float, str]:
-    """Standard deviation of accuracy between equal runs, and what tells it, in words."""
-    if len(first) > 1 or len(second) > 1:
-        these = pooled_deviation(figures(first, ACCURACY), figures(second, ACCURACY)).value
-        if these > 0:
-            return these, "these runs"
-    if known and (deviation := known.deviation(ACCURACY)):
-        return deviation.value, str(known)
+    """Standard deviation of accuracy between equal runs, and what tells it, in words.
+
+    Of a side of several runs those tell it; of one run what is `known`, else the other side. Where both sides have one
+    of their own, it is the root of the mean of their squares.
+    """
+    several = [figures(side, ACCURACY) for side in (first, second) if len(side) > 1]
+    these = pooled_deviation(*several).value if several else 0.0
+    others = known.deviation(ACCURACY) if known and len(several) < 2 else None
+    if others:
+        if not several:
+            return others.value, str(known)
+        return math.sqrt((these**2 + others.value**2) / 2), f"these runs and {known}"
+    if these > 0:
+        return these, "these runs"
     shown = shown_deviation(discordant(first[0].correct, second[0].correct))
     assumed = assumed_deviation(len(first[0].labels))
     # a recipe that differs may agree with the first more than the first does with itself

@@ -15,7 +15,7 @@ CODE = ("src/", "stages/")
 """Where the dependencies begin that are code, and no stage's output."""
 WITHOUT_FIGURES = "report"
 """The stage that changes no figure."""
-_SMALL = 1_000_000
+SMALL = 1_000_000
 """Bytes up to which a file is hashed; of a larger one only the size is compared, since a stage must not wait for it."""
 
 Lock = Mapping[str, Mapping[str, Any]]
@@ -136,6 +136,20 @@ def undone(graph: Lock, lock: Lock, params: Mapping[str, str]) -> list[str]:
     return [name for name, stage in graph.items() if not (stage.get("frozen") or _recorded(name, lock, params))]
 
 
+def outdated(lock: Lock) -> list[str]:
+    """The stages that read other files than those before them were recorded to have written, or what such a stage
+    wrote: their results are of another run.
+    """
+    written = _written(lock)
+    found = [stage for stage, entry in lock.items() if not _fits(entry, written)]
+    while True:
+        theirs = outputs({stage: lock[stage] for stage in found}).keys()
+        more = [stage for stage in lock if stage not in found and hashes(lock[stage], "deps").keys() & theirs]
+        if not more:
+            return found
+        found += more
+
+
 def _recorded(stage: str, lock: Lock, params: Mapping[str, str]) -> bool:
     """Whether `stage` was recorded with these params, and with what the stages before it were recorded to have written.
 
@@ -145,9 +159,15 @@ def _recorded(stage: str, lock: Lock, params: Mapping[str, str]) -> bool:
     if entry is None:
         return False
     recorded = stage_params(entry)
-    return all(key in params and yaml_values.same(value, params[key]) for key, value in recorded.items()) and all(
-        dep.get("md5") == written[dep["path"]].get("md5") for dep in entry.get("deps", ()) if dep["path"] in written
+    return _fits(entry, written) and all(
+        key in params and yaml_values.same(value, params[key]) for key, value in recorded.items()
     )
+
+
+def _fits(entry: Mapping[str, Any], written: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a stage read what the stages before it were recorded to have written."""
+    read = (dep for dep in entry.get("deps", ()) if dep["path"] in written)
+    return all(dep.get("md5") == written[dep["path"]].get("md5") for dep in read)
 
 
 def _written(lock: Lock) -> dict[str, Mapping[str, Any]]:
@@ -163,7 +183,7 @@ def _unchanged(recorded: Mapping[str, Any], root: Path) -> bool:
     size = path.stat().st_size
     if size != recorded.get("size"):
         return False
-    return size > _SMALL or md5(path) == recorded.get("md5")
+    return size > SMALL or md5(path) == recorded.get("md5")
 
 
 def md5_of(content: bytes) -> str:

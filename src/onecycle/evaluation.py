@@ -1,7 +1,8 @@
 """From probabilities and labels to everything one wants to know of a test: metrics, tables, galleries.
 
-All but `probabilities` is numpy on arrays and starts without torch; scikit-learn waits until it is needed. A test set
-in another order gives the same figures to the last bit: sums are exact (`math.fsum`), ties are ordered by pixels.
+All but `probabilities` is numpy on arrays and starts without torch; scikit-learn and statsmodels wait until they are
+needed. A test set in another order gives the same figures to the last bit: sums are exact (`math.fsum`), ties are
+ordered by pixels.
 
     dvc repro -s evaluate
 """
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from onecycle.model import Classifier
 
 CALIBRATION_BINS = 15
+CONFIDENCE = 0.95
+"""Of the interval of accuracy (Wilson 1927)."""
 GALLERY_IMAGES = 30
 IMAGES_PER_CLASS = 3
 PAIRS = 20
@@ -121,16 +124,16 @@ def metrics(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> di
 
 def prediction_metrics(result: Outcomes, classes: int) -> dict[str, float | int]:
     """Those of `metrics` that predictions.parquet alone tells, so that a reader of both can check them."""
-    from onecycle.stats_tests import wilson
+    from statsmodels.stats.proportion import proportion_confint
 
     n, hits = len(result.labels), int(result.correct.sum())
-    low, high = wilson(hits, n)
+    low, high = proportion_confint(hits, n, alpha=1 - CONFIDENCE, method="wilson")
     bins = reliability(result.confidence, result.correct)
     precision, recall, f1, _ = _scores(result, classes, average="macro")
     return {
         "accuracy": hits / n,
-        "accuracy_low": low,
-        "accuracy_high": high,
+        "accuracy_low": float(low),
+        "accuracy_high": float(high),
         "ece": math.fsum(bins["images"] / n * (bins["accuracy"] - bins["confidence"]).abs()),
         "macro_precision": float(precision),
         "macro_recall": float(recall),

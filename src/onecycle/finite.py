@@ -64,7 +64,11 @@ class FiniteLoss:
         optimizer.found_inf = torch.maximum(self._bad, getattr(optimizer, "found_inf", self._bad))
 
     def _refused(self, step: int, loss: Tensor) -> UserError:
+        if step == 0:
+            advice = "no step was taken, so no rate is to blame: look at model.logit_scale, optimizer.l1 and the images"
+        else:
+            advice = "lower one_cycle.max_lr or raise one_cycle.div_factor"
         return UserError(
             f"the training loss is {loss.item()} at step {step} (epoch {step // self._steps_per_epoch + 1}, "
-            f"learning rate {self._learning_rate[step]:.3g}); lower one_cycle.max_lr or raise one_cycle.div_factor"
+            f"learning rate {self._learning_rate[step]:.3g}); {advice}"
         )

@@ -129,7 +129,7 @@ def judge(
 
 
 def _accuracy(baseline: Side, candidate: Side, loss: Difference, verdict: Verdict, limits: GateParams) -> Check:
-    rule = f"falls by < {100 * limits.margin:g} points"
+    rule = f"accuracy falls by < {100 * limits.margin:g} points"
     before, after = (fmean(figures(side, ACCURACY)) for side in (baseline, candidate))
     return Check("accuracy", before, after, -loss.high, -loss.low, rule, verdict)
 
@@ -149,7 +149,7 @@ def _rise(name: str, baseline: Side, candidate: Side, limit: float, alpha: float
     if after - before > limit:
         verdict = "inconclusive" if bounds and bounds.low <= 0 else "regression"
     low, high = (bounds.low, bounds.high) if bounds else (None, None)
-    return Check(name, before, after, low, high, f"rise ≤ {limit:g}", verdict)
+    return Check(name, before, after, low, high, f"{name} rises by ≤ {limit:g}", verdict)
 
 
 def _more_than_there_are(baseline: Side, candidate: Side) -> int:
@@ -187,10 +187,11 @@ def page(judgement: Judgement, limits: GateParams) -> Page:
     baseline, candidate = side_name(judgement.baseline), side_name(judgement.candidate)
     against = f"against {baseline}" if baseline else f"without a baseline ({judgement.absent}): only the floor judges"
     sure = f"{100 * (1 - limits.alpha):g} %"
-    columns = ("check", "baseline", "candidate", "difference", f"between ({sure} each way)", "rule", "verdict")
+    columns = ("check", "baseline", "candidate", "change", f"{sure} bounds", "verdict")
     parts: list[str | Table] = [
         Table(f"Gate: {judgement.verdict}", columns, [_cells(check) for check in judgement.checks])
     ]
+    parts.append(f"To pass: {', '.join(check.rule for check in judgement.checks)}.")
     parts.append(f"{candidate} {against}. {_explained(judgement, limits)}".strip())
     if judgement.deviation:
         said = f"{100 * judgement.deviation:.2f} points ({judgement.deviation_source})"
@@ -202,7 +203,7 @@ def page(judgement: Judgement, limits: GateParams) -> Page:
 
 def _cells(check: Check) -> Sequence[str]:
     told = compared(check.name, check.baseline, check.candidate, check.low, check.high)
-    return (check.name, *told, check.rule, check.verdict)
+    return (check.name, *told, check.verdict)
 
 
 def _explained(judgement: Judgement, limits: GateParams) -> str:

@@ -18,15 +18,15 @@ def history_frame(history: Sequence[Epoch], held_out: str) -> pd.DataFrame:
     )
 
 
-def schedule_frame(schedule: Schedule, steps_per_epoch: int) -> pd.DataFrame:
-    """schedule.csv: rate and momentum of each step, and how many epochs are done after it."""
-    step = np.arange(len(schedule.learning_rate))
+def schedule_frame(schedule: Schedule, steps_per_epoch: int, epochs: int) -> pd.DataFrame:
+    """schedule.csv: rate and momentum of each step of the epochs trained, and how many are done after it."""
+    step = np.arange(epochs * steps_per_epoch)
     return pd.DataFrame(
         {
             "step": step,
             "epoch": (step + 1) / steps_per_epoch,
-            "learning_rate": schedule.learning_rate,
-            "momentum": np.nan if schedule.momentum is None else schedule.momentum,
+            "learning_rate": schedule.learning_rate[step],
+            "momentum": np.nan if schedule.momentum is None else schedule.momentum[step],
         }
     )
 
@@ -34,7 +34,7 @@ def schedule_frame(schedule: Schedule, steps_per_epoch: int) -> pd.DataFrame:
 def summary(
     history: Sequence[Epoch], held_out: str, kept_epoch: int, schedule: Schedule, parameters: int
 ) -> dict[str, float]:
-    """metrics.json of the train stage: the kept epoch's figures, the schedule's ends and peak, the network's size."""
+    """metrics.json of the train stage: the kept epoch's figures, the rate's ends and peak, the network's size."""
     kept = history[kept_epoch - 1]
     return {
         "epochs": len(history),
@@ -45,6 +45,6 @@ def summary(
         f"{held_out}_accuracy": kept.held_out_accuracy,
         "max_lr": float(schedule.learning_rate.max()),
         "min_lr": float(schedule.learning_rate[0]),
-        "last_lr": float(schedule.learning_rate[-1]),
+        "last_lr": history[-1].learning_rate,
         "parameters": parameters,
     }

@@ -1,4 +1,4 @@
-"""What dvc.yaml says a stage reads of params.yaml and of code, and whether that is still so when the stage ends.
+"""What dvc.yaml says a stage reads, params and files, and whether that is still so when the stage ends.
 
 DVC records the values and files that are there at a stage's end. Edited while it ran, they would be recorded as what
 made its results.
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from onecycle import paths
-from onecycle.dvc_lock import CODE, md5, parse_graph
+from onecycle.dvc_lock import SMALL, md5, parse_graph
 from onecycle.errors import UserError
 from onecycle.yaml_values import load_flat, same, spelled
 
@@ -24,8 +24,8 @@ class Inputs:
     stage: str
     params: Mapping[str, Any]
     """Dotted key → value."""
-    code: Mapping[str, str]
-    """Path → MD5."""
+    files: Mapping[str, str]
+    """Path → MD5; of a large file the size, since a stage must not wait for it."""
 
     @classmethod
     def of(cls, stage: str) -> Inputs:
@@ -34,9 +34,9 @@ class Inputs:
         values = _read(paths.PARAMS, load_flat)
         wanted = tuple(name for name in entry.get("params", ()) if isinstance(name, str))
         read = {key: value for key, value in values.items() if _within(key, wanted)}
-        deps = (Path(dep) for dep in entry.get("deps", ()) if isinstance(dep, str) and dep.startswith(CODE))
+        deps = (Path(dep) for dep in entry.get("deps", ()) if isinstance(dep, str))
         files = (file for dep in deps for file in (sorted(dep.rglob("*")) if dep.is_dir() else [dep]))
-        return cls(stage, read, {file.as_posix(): md5(file) for file in files if _is_code(file)})
+        return cls(stage, read, {file.as_posix(): _digest(file) for file in files if _is_hashed(file)})
 
     def check_unchanged(self) -> None:
         """Raises `UserError` where they are others now."""
@@ -46,8 +46,8 @@ class Inputs:
             for key, value in self.params.items()
             if not same(now.params.get(key, "absent"), value)
         ]
-        edited += [f"{file} is another" for file, before in self.code.items() if now.code.get(file) != before]
-        edited += [f"{file} is new" for file in now.code if file not in self.code]
+        edited += [f"{file} is another" for file, before in self.files.items() if now.files.get(file) != before]
+        edited += [f"{file} is new" for file in now.files if file not in self.files]
         if edited:
             again = " and goes on from its checkpoint" if self.stage == "train" else ""
             raise UserError(
@@ -56,7 +56,12 @@ class Inputs:
             )
 
 
-def _is_code(file: Path) -> bool:
+def _digest(file: Path) -> str:
+    size = file.stat().st_size
+    return md5(file) if size <= SMALL else f"{size} bytes"
+
+
+def _is_hashed(file: Path) -> bool:
     """Whether DVC hashes it: .dvcignore leaves out what Python and editors lay beside the code."""
     beside = file.name.startswith(".") or file.name.endswith("~") or "__pycache__" in file.parts
     return file.is_file() and not beside

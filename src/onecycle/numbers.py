@@ -33,7 +33,7 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return ABSENT
     if seconds < 120:
-        return f"{seconds:.3g} s"
+        return f"{seconds:#.3g}".rstrip(".") + " s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 

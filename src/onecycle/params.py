@@ -9,7 +9,6 @@ its range or at odds with another raises `UserError` with one sentence that name
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,8 +29,10 @@ TRAINING_IMAGES = {"cifar10": 50_000, "digits": 1_437}
 Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
+LARGEST = 3.4e38
+"""As float32, in which it is computed with, has it."""
+Positive = Annotated[float, Field(gt=0, le=LARGEST)]
+NotNegative = Annotated[float, Field(ge=0, le=LARGEST)]
 Fill = Literal["mean", "black"]
 
 
@@ -42,7 +43,7 @@ def _rate_or_auto(value: object) -> object:
     match value:
         case "auto":
             return value
-        case int() | float() if not isinstance(value, bool) and 0 < value <= sys.float_info.max:
+        case int() | float() if not isinstance(value, bool) and 0 < value <= LARGEST:
             return float(value)
     raise ValueError("must be 'auto' or a number > 0")
 
@@ -129,12 +130,12 @@ class OneCycleParams(Section):
 class LRRangeParams(Section):
     """The learning-rate range test and how a rate is read from it."""
 
-    start_lr: Positive
+    start_lr: Annotated[float, Field(ge=1e-30, le=LARGEST)]
     end_lr: Positive
     iterations: Annotated[int, Field(ge=20, le=100_000)]
     criterion: Literal["loss", "accuracy"]
     method: Literal["middle", "minimum_over_two", "minimum_over_ten", "steepest", "valley"]
-    smoothing: NotNegative
+    smoothing: Annotated[float, Field(ge=0, le=1000)]
 
 
 class TrainParams(Section):
@@ -269,9 +270,9 @@ def _check_combinations(name: str, params: Params) -> None:
             cycle.base_momentum,
         ),
         (
-            lr_range.start_lr < lr_range.end_lr,
+            1.01 * lr_range.start_lr <= lr_range.end_lr,
             "lr_range.end_lr",
-            f"> lr_range.start_lr ({lr_range.start_lr:g})",
+            f"≥ 1.01 · lr_range.start_lr ({lr_range.start_lr:g})",
             lr_range.end_lr,
         ),
         (params.batch_size <= images, "batch_size", f"≤ the training split ({images} images)", params.batch_size),

@@ -43,11 +43,10 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Model:
-    """What is asked: `classify` maps uint8 (N, side, side, 3) to float32 (N, classes) probabilities."""
+    """What is asked: `classify` maps uint8 (N, 32, 32, 3) to float32 (N, classes) probabilities."""
 
     name: str
     classes: Sequence[str]
-    side: int
     classify: Callable[[Pixels], NDArray[np.float32]]
 
 
@@ -79,7 +78,7 @@ def workspace_model(path: Path) -> Model:
 
     classifier, file = load_classifier(path)
     cpu = torch.device("cpu")
-    return Model(str(path), file.classes, SIDE, lambda images: probabilities(classifier, images, BATCH, cpu))
+    return Model(str(path), file.classes, lambda images: probabilities(classifier, images, BATCH, cpu))
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
@@ -107,7 +106,7 @@ def predict(model: Model, files: Sequence[Path]) -> list[Prediction]:
     images: list[Pixels] = []
     for file in files:
         try:
-            pixels, seen = read_image(file, model.side)
+            pixels, seen = read_image(file)
         except UserError as error:
             found.append(Prediction(file, refused=str(error)))
         else:
@@ -123,8 +122,8 @@ def top_classes(probabilities: NDArray[np.float32], classes: Sequence[str]) -> l
     return [(classes[index], float(probabilities[index])) for index in order]
 
 
-def read_image(file: Path, side: int) -> tuple[Pixels, str]:
-    """The middle square of a PNG or JPEG file as uint8 (side, side, 3), and in words what of it that is.
+def read_image(file: Path) -> tuple[Pixels, str]:
+    """The middle square of a PNG or JPEG file as uint8 (32, 32, 3), and in words what of it that is.
 
     It is turned as its EXIF data say, and what is transparent lies on white, as a viewer would show it.
 
@@ -148,7 +147,7 @@ def read_image(file: Path, side: int) -> tuple[Pixels, str]:
     square = min(width, height)
     left, top = (width - square) // 2, (height - square) // 2
     middle = image.crop((left, top, left + square, top + square))
-    fitted = middle.resize((side, side), Image.Resampling.BICUBIC)  # which averages where it makes smaller
+    fitted = middle.resize((SIDE, SIDE), Image.Resampling.BICUBIC)  # which averages where it makes smaller
     seen = "whole" if width == height else f"middle {square}×{square}"
     return np.asarray(fitted), f"{seen} of {width}×{height}"
 
@@ -174,7 +173,11 @@ def _decoded(name: str, content: bytes) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits of grey, which PIL would cut off at 255
-        return Image.fromarray((np.asarray(image, np.float64) / 257).round().astype(np.uint8)).convert("RGB")
+        grey = np.asarray(image, np.float64)
+        transparent = image.info.get("transparency")
+        if isinstance(transparent, int):
+            grey = np.where(grey == transparent, 65_535, grey)
+        return Image.fromarray((grey / 257).round().astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         colours = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB")
@@ -209,7 +212,7 @@ def page(model: Model, predictions: Sequence[Prediction]) -> Page:
     if not rows:
         return []
     ranks = ("first", "second", "third")[: len(rows[0]) - 2]
-    how = f"The middle square of each picture, resized to {model.side}×{model.side}, is what the model sees."
+    how = f"The middle square of each picture, resized to {SIDE}×{SIDE}, is what the model sees."
     return [how, Table(model.name, ("picture", "seen", *ranks), rows)]
 
 

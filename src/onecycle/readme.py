@@ -11,11 +11,11 @@ from statistics import fmean
 from typing import Any
 
 from onecycle import provenance
+from onecycle.differences import recipes
 from onecycle.errors import UserError
 from onecycle.git_command import git_says
 from onecycle.numbers import ABSENT, duration, mean_and_deviation
 from onecycle.recipe import recipe_differing
-from onecycle.reference import recipes
 from onecycle.results import Results, read
 from onecycle.revisions import REFERENCE, WORKSPACE, Place, find
 from onecycle.stats_tests import Mean, mean_of_runs

@@ -17,61 +17,22 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from onecycle import paths, provenance, signals
-from onecycle.differences import EqualRuns, Side
+from onecycle.differences import recipes
 from onecycle.dvc_lock import CODE, md5_of
 from onecycle.errors import UserError
 from onecycle.executions import same_run
 from onecycle.numbers import duration, percent
 from onecycle.provenance import Environment, Recorded
 from onecycle.recipe import SEED, recipe_differing
-from onecycle.results import Results, read, same_model
-from onecycle.revisions import REFERENCE, Place, find, references, seeds
+from onecycle.results import Results, read
+from onecycle.revisions import REFERENCE, Place, find_one
 from onecycle.tracking.errors import StoreError
 from onecycle.tracking.times import Training, trainings
 from onecycle.yaml_values import spelled
 
 MOST_BYTES = 65_536
 """A file that is kept may have."""
-ENOUGH_FREEDOM = 4
-"""Degrees of freedom, one less than seeds, from which on a recipe's own seeds tell best how far its runs are apart."""
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
-
-
-def recipes() -> dict[str, tuple[Place, ...]]:
-    """Recipe → its runs, one a seed, of those below results/reference."""
-    found = dict.fromkeys(folder.parent for folder in references())
-    return {folder.name: seeds(Place.at(folder)) for folder in found}
-
-
-def equal_runs(first: Side, second: Side) -> EqualRuns | None:
-    """What the seeds kept here tell of how far a single run on either side is from its equals.
-
-    They are those of its own recipe where these are enough, else of all recipes on this data set, which is taken to
-    vary alike. The second side's runs are left out: a candidate is no measure of itself.
-
-    Returns:
-        None where no side is of one run, both are of one model, or no two seeds of a recipe are kept.
-
-    Raises:
-        UserError: what is kept cannot be read.
-    """
-    singles = [side[0] for side in (first, second) if len(side) == 1]
-    if not singles or (len(singles) == 2 and same_model(*singles)):
-        return None
-    kept: dict[str, list[Results]] = {}
-    for recipe, places in recipes().items():
-        if len(places) > 1:
-            runs = [run for run in map(read, places) if run.digest == first[0].digest]
-            kept[recipe] = [run for run in runs if not any(same_model(run, other) for other in second)]
-    known = {recipe: runs for recipe, runs in kept.items() if len(runs) > 1}
-    own = {
-        recipe: runs
-        for recipe, runs in known.items()
-        if any(not recipe_differing(runs[0].params, single.params) for single in singles)
-    }
-    enough = sum(len(runs) - 1 for runs in own.values()) >= ENOUGH_FREEDOM
-    chosen = own if enough else known
-    return EqualRuns(chosen, REFERENCE.as_posix()) if chosen else None
 
 
 def record(name: str, recipe: str) -> str:
@@ -82,7 +43,7 @@ def record(name: str, recipe: str) -> str:
     """
     if not NAME.fullmatch(recipe):
         raise UserError(f"--recipe must be lower-case letters, digits, `.`, `_` and `-`, got {recipe!r}")
-    place = find(name)
+    place = find_one(name)
     results = read(place)
     made = results.made
     provenance.check_current(place, results.params, made)

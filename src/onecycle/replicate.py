@@ -21,6 +21,7 @@ import psutil
 from rich.console import Console
 
 from onecycle import experiments, yaml_values
+from onecycle.differences import recipes
 from onecycle.dvc_command import complaint, dvc
 from onecycle.dvc_lock import CODE
 from onecycle.errors import Stopped, UserError
@@ -28,7 +29,6 @@ from onecycle.experiments import Task
 from onecycle.git_command import git_says
 from onecycle.numbers import duration
 from onecycle.recipe import NO_RECIPE, SEED, recipe_differing
-from onecycle.reference import recipes
 from onecycle.revisions import Place
 from onecycle.tracking import context
 

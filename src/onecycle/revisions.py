@@ -165,6 +165,14 @@ def find(name: str) -> Place:
     raise AbsentError(f"there is no git revision, DVC experiment, folder, recipe or MLflow run called {name}{hint}")
 
 
+def find_one(name: str) -> Place:
+    """As `find`, of a recipe with one seed that run. Raises `UserError` for one with several, too."""
+    runs = seeds(find(name))
+    if len(runs) > 1:
+        raise UserError(f"{name} is a recipe of {len(runs)} runs; give one of {', '.join(run.name for run in runs)}")
+    return runs[0]
+
+
 def seeds(place: Place) -> tuple[Place, ...]:
     """The runs that a folder of one recipe holds, one a seed; any other place is one run."""
     if place.folder is None:

@@ -9,8 +9,10 @@ step.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,9 +29,17 @@ class Schedule:
     learning_rate: NDArray[np.float64]
     momentum: NDArray[np.float64] | None
 
-    def first(self, steps: int) -> Schedule:
-        """Its first so many steps."""
-        return Schedule(self.learning_rate[:steps], None if self.momentum is None else self.momentum[:steps])
+
+def read_suggestion(path: Path) -> Mapping[str, Any]:
+    """What the range test suggests, for `peak_rate`. Raises `UserError` where the file holds none."""
+    try:
+        suggestion: Mapping[str, Any] = json.loads(path.read_bytes())
+        wanted = ("max_lr",) if suggestion["accepted"] else ("reason", "advice")
+        if any(suggestion[key] is None for key in wanted):
+            raise ValueError(f"lacks {' or '.join(wanted)}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} holds no suggestion ({error}); run `dvc repro lr_range`") from None
+    return suggestion
 
 
 def peak_rate(max_lr: float | str, suggestion: Mapping[str, Any]) -> float:

@@ -1,27 +1,19 @@
-"""How a stage starts and ends: params in, one row joined, errors as one line, the right exit code."""
+"""How a stage runs: params in, one row joined, advice where memory or a compiler lacks."""
 
 from __future__ import annotations
 
-import errno
-import os
-import select
-import signal
-import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
-from onecycle import paths, signals
-from onecycle.errors import Stopped, UserError, printable_lines
+from onecycle import paths
+from onecycle.errors import UserError
+from onecycle.exits import exit_with, no_memory
 from onecycle.params import Params, flatten, load
 
 if TYPE_CHECKING:
     from onecycle.tracking import Row
 
-
-CRASHED = 70
-"""The exit code of a fault of ours, EX_SOFTWARE in sysexits.h: not 1, by which the gate says that a model is worse."""
 
 BATCHES = {"lr_range": "batch_size", "train": "batch_size", "evaluate": "evaluate.batch_size"}
 """The param that decides how much memory a stage takes."""
@@ -53,47 +45,6 @@ def preload_loader_server() -> None:
 
     # Not onecycle: by the server's own sys.path that is the installed one, also in the folder of a DVC experiment.
     multiprocessing.set_forkserver_preload(["torch", "albumentations"])
-
-
-def exit_with(body: Callable[[], int | None]) -> NoReturn:
-    """Call `body`; exit with its code or 0, 2 (bad input, one line), 128 + signal, or 70 with a traceback."""
-    signals.raise_stopped()
-    try:
-        code = body()
-    except UserError as error:
-        _refuse(str(error))
-    except Stopped as stopped:
-        signals.exit_at_once(silently=True)  # `timeout` sends one to the group, and dvc passes it on
-        print(signals.said(stopped.signal_number), file=sys.stderr)
-        sys.exit(128 + stopped.signal_number)
-    except Exception as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
-            sys.exit(128 + signal.SIGPIPE)
-        if isinstance(error, OSError) and _no_room(error):
-            _refuse(f"no room left to write {error.filename or 'a file'}; free some and run again")
-        if isinstance(error, OSError) and error.errno == errno.ENOLCK:
-            _refuse("this file system grants no locks; put the workspace on a local disk, or mount it with locks")
-        traceback.print_exc()
-        raise SystemExit(CRASHED) from error
-    sys.exit(code or 0)
-
-
-def _nobody_reads() -> bool:
-    """Whether it is stdout's pipe that broke, as by `… | head`; then nothing more is written to it."""
-    stdout = select.poll()
-    stdout.register(sys.stdout, select.POLLOUT)
-    if not any(event & ~select.POLLOUT for _, event in stdout.poll(0)):  # an error, as a pipe without a reader has
-        return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return True
-
-
-def _refuse(sentence: str) -> NoReturn:
-    """End the process with one line; with ONECYCLE_DEBUG=1 also with where in the code it went wrong."""
-    if os.environ.get("ONECYCLE_DEBUG") == "1":
-        traceback.print_exc()
-    print(f"error: {printable_lines(sentence)}", file=sys.stderr)
-    sys.exit(2)
 
 
 @contextmanager
@@ -134,23 +85,6 @@ def _more_memory(name: str, params: Params, error: Exception) -> str:
     return f"{name} ran out of memory with {key} {size}; {again}, or {less}"
 
 
-def no_memory(error: Exception) -> bool:
-    """Whether a device or the machine is full; torch, oneDNN, CUDA's libraries and OpenCV tell it in words."""
-    signs = (
-        "out of memory",
-        "DefaultCPUAllocator",
-        "bad_alloc",
-        "could not create a primitive",  # oneDNN's words for it
-        "could not create a memory",
-        "ALLOC_FAILED",  # cuBLAS; cuDNN says ALLOCATION_FAILED
-        "ALLOCATION_FAILED",
-        "Insufficient memory",
-        "Cannot allocate memory",
-        "unable to find an engine",  # cuDNN's words where no convolution's workspace fits
-    )
-    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
-
-
 def _no_loader(error: Exception) -> bool:
     """Whether a process that loads images was killed, or found /dev/shm full; torch tells it in words.
 
@@ -168,8 +102,3 @@ def _no_compiler(error: Exception) -> bool:
     """
     signs = ("Failed to find C compiler", "No working C++ compiler", "Python.h", "cuda_utils")
     return any(sign in str(error) for sign in signs)
-
-
-def _no_room(error: OSError) -> bool:
-    """Whether a disk, a quota or a limit is full; numpy tells a write cut short in words only."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "requested and" in str(error)

@@ -24,8 +24,6 @@ from scipy.stats import bootstrap, norm
 from scipy.stats import t as student
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.power import TTestIndPower
-from statsmodels.stats.proportion import proportion_confint
-from statsmodels.stats.weightstats import DescrStatsW
 
 RUN_DEVIATION = 0.0015
 """Standard deviation of accuracy between equal runs, assumed where it cannot be measured (Jordan 2023)."""
@@ -176,26 +174,17 @@ def _deviation(runs: Sequence[float]) -> Deviation | None:
     return Deviation(0.0 if equal else float(np.std(runs, ddof=1)), len(runs) - 1)
 
 
-def wilson(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval for a share of `n` images (Wilson 1927)."""
-    low, high = proportion_confint(hits, n, alpha=1 - confidence, method="wilson")
-    return float(low), float(high)
-
-
 def mean_of_runs(values: Sequence[float], confidence: float = 0.95) -> Mean:
     """Mean of runs of one recipe, their standard deviation (over n - 1), and Student's t-interval for the mean.
 
     One run has neither deviation nor interval. Runs that do not differ have no interval: it would be of no width, which
     few runs of a metric that comes in steps reach by chance.
     """
-    runs = DescrStatsW(np.asarray(values, np.float64))
-    if len(values) < 2:
-        return Mean(float(runs.mean), None, None, None, len(values))
-    deviation = float(runs.std_ddof(1))
-    if np.ptp(values) == 0:
-        return Mean(float(runs.mean), deviation, None, None, len(values))
-    low, high = runs.tconfint_mean(alpha=1 - confidence)
-    return Mean(float(runs.mean), deviation, float(low), float(high), len(values))
+    mean, n, deviation = float(np.mean(values)), len(values), _deviation(values)
+    if deviation is None or deviation.value == 0:
+        return Mean(mean, deviation and deviation.value, None, None, n)
+    _, low, high = Estimate(mean, deviation.value / math.sqrt(n), deviation.freedom).difference(confidence)
+    return Mean(mean, deviation.value, low, high, n)
 
 
 def assumed_deviation(images: int) -> float:
@@ -218,10 +207,7 @@ def pooled_deviation(*sides: Sequence[float]) -> Deviation:
 def runs_to_see(difference: float, deviation: float, power: float = 0.9, alpha: float = 0.05) -> int:
     """Runs each, three at least, for a two-sided t-test of level `alpha` to see a true `difference` so often."""
     effect = min(difference / deviation, 5.0)  # three runs see that; the noncentral t has no digits for more
-    test = TTestIndPower()
-    # the normal distribution's answer is a few runs short, never more than that
-    enough = math.ceil(2 * ((norm.ppf(1 - alpha / 2) + norm.ppf(power)) / effect) ** 2) + 10
-    return _fewest(enough, lambda runs: test.power(effect, runs, alpha) >= power)
+    return max(FEW_RUNS, math.ceil(float(TTestIndPower().solve_power(effect, alpha=alpha, power=power))))
 
 
 def runs_to_settle(margin: float, deviation: float, alpha: float) -> int:
@@ -230,13 +216,10 @@ def runs_to_settle(margin: float, deviation: float, alpha: float) -> int:
     The interval lies between two one-sided bounds of level `alpha`.
     """
 
-    def width(runs: int) -> float:
-        return float(2 * student.ppf(1 - alpha, 2 * runs - 2) * deviation * math.sqrt(2 / runs))
+    def settled(runs: int) -> bool:
+        width = 2 * student.ppf(1 - alpha, 2 * runs - 2) * deviation * math.sqrt(2 / runs)
+        return bool(width <= margin)
 
+    # the normal distribution's answer is a few runs short, never more than that
     enough = math.ceil(8 * (norm.ppf(1 - alpha) * deviation / margin) ** 2) + 10
-    return _fewest(enough, lambda runs: width(runs) <= margin)
-
-
-def _fewest(enough: int, holds: Callable[[int], bool]) -> int:
-    """The first count from `FEW_RUNS` up to `enough` at which `holds`, which stays so from there on."""
-    return FEW_RUNS + bisect_left(range(FEW_RUNS, enough), True, key=holds)
+    return FEW_RUNS + bisect_left(range(FEW_RUNS, enough), True, key=settled)

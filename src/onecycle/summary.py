@@ -128,11 +128,11 @@ def _label(members: Sequence[NamedRun], base: Sequence[NamedRun]) -> str:
 
 def page(found: Sequence[Group], left_out: dict[str, str]) -> Page:
     """The summary for people."""
-    columns = ("recipe", "runs", "accuracy", "95 % interval", "best", "loss", "training")
+    columns = ("recipe", "runs", "accuracy", "95 % interval", "best", "training")
     parts: list[str | Table] = [Table("Recipes", columns, [_cells(group) for group in found])]
     runs = [
         (
-            " = ".join(run.names),
+            " = ".join(name.removeprefix(f"{REFERENCE.as_posix()}/") for name in run.names),
             group.label,
             spelled(run.results.params.get(SEED, ABSENT)),
             percent(run.results.metrics["accuracy"]),
@@ -144,7 +144,7 @@ def page(found: Sequence[Group], left_out: dict[str, str]) -> Page:
     ]
     parts.append(Table("Executions", ("execution", "recipe", "seed", "accuracy", "loss", "training"), runs))
     parts += [f"{group.label}: {group.differs}" for group in found if group.differs]
-    parts.append("Accuracy and loss on the test set: mean ± standard deviation between runs, and Student's t-interval.")
+    parts.append("On the test set: mean ± standard deviation between runs, Student's t-interval, and the best run.")
     parts += [
         f"{group.label}: its runs come from {versions} versions of the code, which may be a difference, too."
         for group in found
@@ -187,36 +187,11 @@ def _run_document(run: NamedRun) -> dict[str, Any]:
 
 
 def _cells(group: Group) -> tuple[str, ...]:
-    best = group.best
     return (
         group.label,
         str(len(group.runs)),
         mean_and_deviation(group.metrics["accuracy"]),
         interval(group.metrics["accuracy"]),
-        f"{percent(best.results.metrics['accuracy'])}, seed {spelled(best.results.params.get(SEED, ABSENT))}",
-        _loss(group.metrics["loss"]),
+        percent(group.best.results.metrics["accuracy"]),
         duration(group.seconds),
     )
-
-
-def _loss(mean: Mean) -> str:
-    return f"{mean.value:.4f}" if mean.deviation is None else f"{mean.value:.4f} ± {mean.deviation:.4f}"
-
-
-def write_picture(found: Sequence[Group], file: Path) -> None:
-    """Draw the groups into a PNG.
-
-    Raises:
-        UserError: the file cannot be written, or is to be no PNG.
-    """
-    from onecycle.png import save_png
-    from onecycle.summary_figure import summary_figure
-
-    if file.suffix.lower() != ".png":
-        raise UserError(f"--picture must end in .png, got {file}")
-    if not file.parent.is_dir():
-        raise UserError(f"{file} cannot be written: there is no folder {file.parent}")
-    try:
-        save_png(summary_figure(found), file)
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror}") from None

@@ -4,17 +4,36 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from onecycle.errors import UserError
 from onecycle.figures import BLUE, INK, VERMILION, style
 from onecycle.numbers import mean_and_deviation
+from onecycle.png import save_png
 from onecycle.summary import Group
 
 LABEL_WIDTH = 30
 """Characters, at which the name of a recipe goes on in another line."""
 LABEL_LINES = 4
+
+
+def write_picture(groups: Sequence[Group], file: Path) -> None:
+    """Draw the groups into a PNG.
+
+    Raises:
+        UserError: the file cannot be written, or is to be no PNG.
+    """
+    if file.suffix.lower() != ".png":
+        raise UserError(f"--picture must end in .png, got {file}")
+    if not file.parent.is_dir():
+        raise UserError(f"{file} cannot be written: there is no folder {file.parent}")
+    try:
+        save_png(summary_figure(groups), file)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror}") from None
 
 
 def summary_figure(groups: Sequence[Group]) -> Figure:

@@ -54,14 +54,21 @@ def _escaped(text: str) -> str:
     return " ".join(text.translate(_AS_TEXT).split())
 
 
+class _Terminal(Console):
+    """Leaves a reader that has gone to whoever ends the process: rich would, with 1, which is the gate's word."""
+
+    def on_broken_pipe(self) -> None:
+        raise
+
+
 def show(page: Page) -> None:
     """Print to the terminal, or whole lines into a pipe. What a branch may have named itself steers nothing."""
-    console = Console(highlight=False)
+    console = _Terminal(highlight=False)
     if not (console.is_terminal or "COLUMNS" in os.environ):
         console.width = NO_WIDTH
     for part in page:
         if isinstance(part, Table):
-            shown = RichTable(title=_text(part.title), title_justify="left")
+            shown = RichTable(title=_text(part.title), title_justify="left", show_header=any(part.columns))
             for position, column in enumerate(part.columns):  # folded: names may differ in nothing but their ends
                 shown.add_column(column, justify="right" if position else "left", overflow="fold")
             for row in part.rows:

@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Any
 
 from onecycle.errors import UserError
-from onecycle.stage import no_memory, preload_loader_server
+from onecycle.exits import no_memory
+from onecycle.stage import preload_loader_server
 
 PATIENCE_SECONDS = 10
 

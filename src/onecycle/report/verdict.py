@@ -50,7 +50,9 @@ def verdict(params: Params, metrics: Mapping[str, Any]) -> Verdict:
     Only the whole CIFAR-10 test set compares; other data gets a sentence that says so.
     """
     if params.data.dataset != "cifar10":
-        return Verdict(["Digits data: this shows the pipeline at work, and compares with no CIFAR-10 figure."], [], {})
+        return Verdict(
+            ["This is not CIFAR-10: it shows the pipeline at work, and compares with none of its figures."], [], {}
+        )
     if params.data.limit is not None:
         return Verdict([f"A trial: {metrics['n']:,} of CIFAR-10’s test images compare with no full run."], [], {})
     accuracy, low, high = (float(metrics[key]) for key in ("accuracy", "accuracy_low", "accuracy_high"))

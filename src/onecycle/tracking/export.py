@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 import onecycle
-from onecycle.stage import CRASHED, exit_with, no_memory
+from onecycle.exits import CRASHED, exit_with, no_memory
 from onecycle.tracking.errors import StoreError
 from onecycle.tracking.redaction import without_secrets
 
@@ -33,7 +33,7 @@ def export(model: Path, pictures: Path, target: Path) -> str | None:
     Raises:
         StoreError: that is not known, since the process was killed, took too long or had no room to write.
     """
-    code = str(Path(onecycle.__file__).parents[1])
+    code = os.pathsep.join(filter(None, (str(Path(onecycle.__file__).parents[1]), os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-P", "-m", __name__, str(model), str(pictures), str(target)]
     environment = {**os.environ, "PYTHONPATH": code, "MLFLOW_DISABLE_TELEMETRY": "true"}
     try:

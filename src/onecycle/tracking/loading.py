@@ -41,7 +41,8 @@ def registered_model(address: str) -> Model:
             uri = current_uri()
             open_client(uri)  # which brings an older database up to date
             with guarded():
-                return _load(address, _download(address, uri, folder))
+                copy = _download(address, uri, folder)
+            return _load(address, copy)
         except StoreError as error:
             raise UserError(f"{address} cannot be loaded: {error}; `onecycle ui` shows the models there are") from None
         except UserError:
@@ -91,7 +92,7 @@ def _load(address: str, folder: Path) -> Model:
             raise UserError(f"{address} gives no probabilities of its {len(classes)} classes")
         return probabilities
 
-    return Model(address, classes, SIDE, classify)
+    return Model(address, classes, classify)
 
 
 def _untrusted(address: str, what: str) -> UserError:

@@ -1,7 +1,12 @@
-"""`onecycle ui`: MLflow's pages on this machine only, and the address of the table of runs itself."""
+"""`onecycle ui`: MLflow's pages on this machine only, and the address of the table of runs itself.
+
+The table opens with the columns that tell runs apart, which a fresh browser does not show: MLflow keeps a view that
+somebody shares in a tag of the experiment, and opens it where an address names it.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -9,13 +14,24 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from onecycle.errors import UserError
-from onecycle.tracking import view
 from onecycle.tracking.errors import StoreError, guarded
 from onecycle.tracking.redaction import without_secrets
 from onecycle.tracking.store import current_uri, experiments, open_client
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+VIEW = "onecycle"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+"""Of the experiment."""
+COLUMNS = (
+    "metrics.`test/accuracy`",
+    "metrics.`test/loss`",
+    "metrics.`validation/accuracy`",
+    "metrics.`train/loss`",
+    "metrics.`train/max_lr`",
+    "tags.`params.changed`",
+)
 
 
 def serve(port: int) -> None:
@@ -37,7 +53,8 @@ def serve(port: int) -> None:
     if not found:
         print(f"{base}: no rows yet; `dvc repro` makes one")
     for name, experiment_id in found:
-        print(f"{name}: {view.address(base, experiment_id, shared=_share_view(client, experiment_id))}")
+        view = f"&viewStateShareKey={VIEW}" if _share_view(client, experiment_id) else ""
+        print(f"{name}: {base}/#/experiments/{experiment_id}/runs?workflowType=machine_learning{view}")
     if remote:
         return
     print("ready in some ten seconds; Ctrl-C ends it", flush=True)
@@ -54,7 +71,7 @@ def _share_view(client: MlflowClient, experiment_id: str) -> bool:
     """Whether the experiment has the view; a store that is only to be read may have none."""
     try:
         with guarded():
-            client.set_experiment_tag(experiment_id, view.TAG, view.STATE)
+            client.set_experiment_tag(experiment_id, VIEW_TAG, json.dumps({"selectedColumns": COLUMNS}))
     except StoreError:
         return False
     return True
