@@ -197,7 +197,10 @@ def test_a_pass_makes_the_first_champion_and_the_next(stored: Stored, onecycle: 
 
     code, lines, _ = gate(stored, onecycle, f"models:/{MODEL}/1")  # back again
     assert (code, stored.champion) == (0, "1")
-    assert "gate.demoted" not in stored.tags("1") and stored.tags("2")["gate.replaced_by"] == "1"
+    assert (
+        stored.tags("1")["gate.demoted"] == stored.tags("1")["gate.replaced_by"] == ""
+        and stored.tags("2")["gate.replaced_by"] == "1"
+    )
 
 
 def test_what_does_not_pass_is_not_promoted(stored: Stored, onecycle: Run) -> None:

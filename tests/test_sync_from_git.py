@@ -15,7 +15,7 @@ from conftest import Run, command, set_params
 from mlflow import MlflowClient
 
 from onecycle import paths
-from onecycle.dvc_lock import read_lock
+from onecycle.dvc_lock import outputs, read_lock
 
 Sync = Callable[[Path], list[str]]
 
@@ -95,7 +95,7 @@ def test_rows_come_back_for_the_workspace_experiments_and_references_and_only_on
     command(workspace, "git", "commit", "-qm", "reference")
     baseline = experiment(workspace, "odd-name", 0.125)
 
-    assert sync(workspace)[-3:] == ["odd-name: added", "tiny/seed-0: added", "workspace: added"]
+    assert sync(workspace)[-3:] == ["odd-name: added", "workspace: added", "tiny/seed-0: added"]
     found = {row.info.run_name: row for row in rows(workspace)}
     assert len(found) == 3
     exp, tiny = found.pop("odd-name"), found.pop("tiny/seed-0")
@@ -126,6 +126,20 @@ def test_rows_come_back_for_the_workspace_experiments_and_references_and_only_on
     assert len(rows(workspace)) == 3
 
 
+def test_a_reference_run_that_is_the_workspaces_too_is_one_row(bare: Path, sync: Sync) -> None:
+    kept = bare / "results/reference/exercise/seed-0"
+    kept.mkdir(parents=True)
+    shutil.copy(bare / paths.PARAMS, kept)
+    model = outputs(read_lock(bare))[paths.MODEL.as_posix()]
+    hashes = {"outputs": {paths.MODEL.as_posix(): model}, "code": {}}
+    (kept / "hashes.json").write_text(json.dumps(hashes), encoding="utf-8")
+    shutil.copytree(bare / "results/train", kept / "train")
+    command(bare, "git", "add", "-A")
+    command(bare, "git", "commit", "-qm", "recorded")
+    assert sync(bare)[-2:] == ["workspace: added", "exercise/seed-0: is there"]
+    assert len(rows(bare)) == 1
+
+
 def test_only_what_dvc_lock_records_comes_back(bare: Path, sync: Sync) -> None:
     """A result that was changed since, or is in neither git nor the cache, is left out; its numbers are not made up."""
     metrics = bare / paths.EVALUATE_METRICS
@@ -141,6 +155,22 @@ def test_only_what_dvc_lock_records_comes_back(bare: Path, sync: Sync) -> None:
     files = artifacts(bare, row)
     assert "stats/samples.png" not in files and "stats/stats.json" in files
     assert "evaluate/metrics.json" not in files and "evaluate/confusion.csv" in files
+
+
+def test_results_of_another_model_do_not_come_back(bare: Path, sync: Sync, onecycle: Run) -> None:
+    """As after `dvc exp run -S seed=5 train`: what is recorded of the evaluation is of the model before."""
+    lock = read_lock(bare)
+    [model] = [out["md5"] for out in lock["train"]["outs"] if out["path"] == paths.MODEL.as_posix()]
+    text = (bare / paths.DVC_LOCK).read_text(encoding="utf-8")
+    before, evaluate, after = text.partition("  evaluate:\n")
+    (bare / paths.DVC_LOCK).write_text(before.replace(model, "0" * 32) + evaluate + after, encoding="utf-8")
+    sync(bare)
+    [row] = rows(bare)
+    assert row.data.tags["dvc.stages"] == "download cached, stats cached, lr_range cached, train cached"
+    assert "train/loss" in row.data.metrics and "test/accuracy" not in row.data.metrics
+    (bare / "mlflow.db").unlink()
+    metrics = json.loads(onecycle(bare, "show", "workspace", "--json")[1])["metrics"]
+    assert "train/loss" in metrics and "test/accuracy" not in metrics
 
 
 def test_files_that_are_partial_or_older_cost_at_most_their_own_row(bare: Path, sync: Sync) -> None:
@@ -161,7 +191,7 @@ def test_files_that_are_partial_or_older_cost_at_most_their_own_row(bare: Path, 
         if file["relpath"] == "train_labels.npy":
             (cache / file["md5"][:2] / file["md5"][2:]).unlink()
             (bare / paths.DATASET / file["relpath"]).unlink()
-    *_, of_new, of_old, of_workspace = sync(bare)
+    *_, of_workspace, of_new, of_old = sync(bare)
     assert of_new.startswith("new/seed-0: environment.json of new/seed-0 must hold nothing but device, ")
     assert of_old == "old/seed-0: what train wrote lacks 'epoch', so no row"
     assert of_workspace == "workspace: added"

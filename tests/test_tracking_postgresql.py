@@ -23,7 +23,7 @@ from mlflow_server import Server
 from test_queue import waited_for
 
 from onecycle import paths
-from onecycle.stage import CRASHED
+from onecycle.exits import CRASHED
 
 VERSIONS = sorted((path.parts[-3] for path in Path("/usr/lib/postgresql").glob("*/bin/postgres")), key=int)
 

@@ -62,7 +62,8 @@ def test_a_server_that_dies_midway_hinders_nothing_and_gets_everything_once_when
     server: Server, tmp_path: Path
 ) -> None:
     workspace = Workspace(tmp_path / "work")
-    stage = workspace.python("-c", f"from pathlib import Path{EPOCHS}", MLFLOW_TRACKING_URI=server.login(SECRET))
+    settings = {"MLFLOW_TRACKING_URI": server.login(SECRET), "MLFLOW_ENABLE_ASYNC_LOGGING": "true"}
+    stage = workspace.python("-c", f"from pathlib import Path{EPOCHS}", **settings)
     try:
         wait_for(lambda: workspace.journals, 120)
         [file] = workspace.journals

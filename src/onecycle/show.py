@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from onecycle import experiments, paths, provenance, restoring, revisions, yaml_values
-from onecycle.dvc_lock import Lock
+from onecycle.dvc_lock import Lock, outdated
 from onecycle.errors import UserError
 from onecycle.git_command import git_says
 from onecycle.revisions import Place
@@ -68,11 +68,7 @@ def know(name: str) -> Known:
     Raises:
         UserError: there is no such run, or several, or it is to be looked for in MLflow, which cannot be asked.
     """
-    place = revisions.find(name)
-    runs = revisions.seeds(place)
-    if len(runs) > 1:
-        raise UserError(f"{name} is a recipe of {len(runs)} runs; show one of {', '.join(run.name for run in runs)}")
-    [place] = runs
+    place = revisions.find_one(name)
     lock = place.lock()
     params = {key: yaml_values.spelled(value) for key, value in place.params().items()}
     row, trouble = place.row, ""
@@ -80,7 +76,7 @@ def know(name: str) -> Known:
         row = row or (row_of_lock(place.need(paths.DVC_LOCK)) if lock else None)
     except UserError as error:  # what git has is there all the same
         trouble = str(error)
-    metrics = row.metrics if row else _metrics(place)
+    metrics = row.metrics if row else _metrics(place, lock)
     if not (row or lock or metrics):
         raise UserError(f"{place.name} holds no results, and no row is of it; {place.remedy}")
     changed = _changed(place, row, params)
@@ -88,14 +84,15 @@ def know(name: str) -> Known:
     return Known(place, row, params, changed, dict(metrics), tuple(_stages(row, lock)), tags, trouble)
 
 
-def _metrics(place: Place) -> dict[str, float]:
-    """The last value of each, from the small files that lie with the run."""
+def _metrics(place: Place, lock: Lock) -> dict[str, float]:
+    """The last value of each, from the small files that lie with the run and are of it."""
+    left_over = outdated(lock)
     with TemporaryDirectory(prefix="onecycle-") as temporary:
         folder = Path(temporary)
         restoring.put(place, SMALL, folder)
         found: dict[str, float] = {}
         try:
-            for findings in (collect(stage, folder) for stage in STAGES):
+            for findings in (collect(stage, folder) for stage in STAGES if stage not in left_over):
                 for values in (findings.metrics, *(values for _, values in findings.series)):
                     found |= values
         except (OSError, ValueError) as error:  # no files that a stage has written
@@ -133,18 +130,25 @@ def page(known: Known) -> Page:
     if known.changed is not None:
         said.append(f"Params changed from the commit's: {known.changed or 'none'}")
     if row is None:
-        said.append(f"{known.trouble or 'No row in MLflow is of it'}; what follows is what its files tell.")
+        lacking = (
+            "No row in MLflow is of it" if known.stages else f"It keeps no {paths.DVC_LOCK}, by which a row is found"
+        )
+        said.append(f"{known.trouble or lacking}; what follows is what its files tell.")
     else:
         rows = [(stage.name, stage.became, str(stage.outputs), stage.made_by) for stage in known.stages]
         said.append(Table("Stages", ("stage", "here", "outputs", "made in run"), rows))
     told_apart = (metric for metric in known.metrics.items() if not metric[0].startswith("system/"))
-    shown = [(name, f"{value:.6g}") for name, value in sorted(told_apart, key=_place_of)]
+    shown = [(name, _spelled(value)) for name, value in sorted(told_apart, key=_place_of)]
     said += [Table("Metrics, the last value of each", ("metric", ""), shown)] if shown else []
     for title, wanted in (("Made from", _MADE_FROM), ("Made with", _MADE_WITH), ("Made again", _AGAIN)):
         told = [(name, value) for name, value in sorted(known.tags.items()) if name.startswith(wanted)]
         said += [Table(title, ("", ""), told)] if told else []
     said += _commands(known)
     return said
+
+
+def _spelled(value: float) -> str:
+    return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.6g}"
 
 
 def document(known: Known) -> dict[str, Any]:

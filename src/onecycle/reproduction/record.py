@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,7 +60,7 @@ def find_record(name: str) -> Record:
     Raises:
         UserError: there is no such run, or what is known of it is too little to make it again.
     """
-    place = revisions.find(name)
+    place = revisions.find_one(name)
     if place.row:
         return _of_row(place, place.row)
     commit = place.commit or (_head() if name == revisions.WORKSPACE else None)
@@ -171,3 +172,17 @@ def set_params(file: Path, values: Mapping[str, str]) -> list[str]:
         with file.open("w", encoding="utf-8") as stream:
             yaml.dump(tree, stream)
     return changed
+
+
+def without_stages(lock: bytes, stages: Collection[str]) -> bytes:
+    """A dvc.lock without the entries of some stages, else as DVC wrote it."""
+    if not stages:
+        return lock
+    from ruamel.yaml import YAML
+
+    yaml, stream = YAML(), io.BytesIO()
+    tree = yaml.load(lock)
+    for stage in stages:
+        tree["stages"].pop(stage, None)
+    yaml.dump(tree, stream)
+    return stream.getvalue()

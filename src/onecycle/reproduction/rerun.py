@@ -20,7 +20,7 @@ from onecycle.dvc_lock import Lock, outputs, parse_graph, read_lock, undone
 from onecycle.errors import UserError
 from onecycle.reproduction import agreement, surroundings
 from onecycle.reproduction.agreement import Agreement, Measured
-from onecycle.reproduction.record import Record, find_record, set_params
+from onecycle.reproduction.record import Record, find_record, set_params, without_stages
 from onecycle.reproduction.surroundings import Difference
 from onecycle.reproduction.worktree import Worktree, worktree
 from onecycle.revisions import Place
@@ -90,7 +90,8 @@ def _reproduce_in(
     _tell(record, differing, options)
     causes = [*differing, *surroundings.noise(record.tags, here, record.params)]
     files = restoring.cache()
-    _furnish(tree, record, options, files)
+    again = stages[stages.index(options.first) :] if options.first else []
+    _furnish(tree, record, options, files, again)
     recorded = agreement.measured(record.place)  # before the hours in which the workspace may get another run's
     ran = _run(tree, stages, options, python, f"{record.row.run_id if record.row else record.commit} {attempt}")
     causes += surroundings.elsewhere(ran, record.tags)
@@ -149,8 +150,8 @@ def _tell(record: Record, differing: Sequence[Difference], options: Options) -> 
         print(f"reproduce: `{command}` installs and uses the packages that its commit pins", file=sys.stderr)
 
 
-def _furnish(tree: Worktree, record: Record, options: Options, files: Path) -> None:
-    """Give the worktree its settings, and the cache, dvc.lock and outputs it may use."""
+def _furnish(tree: Worktree, record: Record, options: Options, files: Path, again: Sequence[str]) -> None:
+    """Give the worktree its settings, and the cache, dvc.lock and outputs it may use; none of the stages `again`."""
     settings = paths.original_root() / DVC_CONFIG
     if settings.exists():
         shutil.copyfile(settings, tree.folder / DVC_CONFIG)
@@ -158,38 +159,37 @@ def _furnish(tree: Worktree, record: Record, options: Options, files: Path) -> N
     said = dvc_command.dvc("config", "--local", "cache.dir", str(cache), folder=tree.folder)
     if said.returncode != 0:
         raise UserError(f"DVC takes no cache for the worktree: {dvc_command.complaint(said)}")
-    written = {Path(path): md5 for path, md5 in outputs(record.stages).items()}
-    for path in written:  # the commit may hold those of another run
-        restoring.remove_output(record.place, tree.folder, path)
+    for path in outputs(record.stages):  # the commit may hold those of another run
+        restoring.remove_output(record.place, tree.folder, Path(path))
     if options.from_scratch:
         (tree.folder / paths.DVC_LOCK).unlink(missing_ok=True)
         return
-    (tree.folder / paths.DVC_LOCK).write_bytes(record.lock)
-    for path, md5 in written.items():
-        restoring.restore_output(record.place, files, tree.folder, path, md5, restoring.copy)
+    (tree.folder / paths.DVC_LOCK).write_bytes(without_stages(record.lock, again))
+    kept = {name: entry for name, entry in record.stages.items() if name not in again}
+    for path, md5 in outputs(kept).items():
+        restoring.restore_output(record.place, files, tree.folder, Path(path), md5, restoring.copy)
 
 
 def _run(tree: Worktree, stages: Sequence[str], options: Options, python: Path, reproduces: str) -> list[str]:
-    """Run what DVC holds for changed or missing, or what was asked for; returns the stages that ran."""
-    commands = [["repro", *stages]]
-    if options.first and not options.from_scratch:
-        before, again = stages[: stages.index(options.first)], stages[stages.index(options.first) :]
-        commands = [["repro", *before]] if before else []
-        commands += [["repro", "--force", "--single-item", *again]]
+    """Run what DVC holds for changed or missing; returns the stages that ran.
+
+    One command, so that it is one row. Where a stage is to run whatever is in the cache, its entry in dvc.lock is gone,
+    and no earlier run of it counts.
+    """
+    command = ["repro", *(["--no-run-cache"] if options.first else []), *stages]
     environment = {key: value for key, value in dvc_command.environment().items() if not key.startswith("DVC_")}
     environment |= {"PATH": f"{python.parent}{os.pathsep}{environment['PATH']}", paths.REPRODUCES: reproduces}
     ran: list[str] = []
-    for command in commands:
-        try:
-            for line in tree.run([str(python), "-m", "dvc", *command], environment):
-                print(line, end="", file=sys.stderr, flush=True)
-                if started := RUNNING.match(line):
-                    ran.append(started["stage"])
-        except subprocess.CalledProcessError as error:
-            at = f" in stage {ran[-1]}" if ran else ""
-            raise UserError(
-                f"`dvc {' '.join(command)}` fails{at} with exit code {error.returncode}; what it says is above"
-            ) from None
+    try:
+        for line in tree.run([str(python), "-m", "dvc", *command], environment):
+            print(line, end="", file=sys.stderr, flush=True)
+            if started := RUNNING.match(line):
+                ran.append(started["stage"])
+    except subprocess.CalledProcessError as error:
+        at = f" in stage {ran[-1]}" if ran else ""
+        raise UserError(
+            f"`dvc {' '.join(command)}` fails{at} with exit code {error.returncode}; what it says is above"
+        ) from None
     return [stage for stage in stages if stage in ran]
 
 

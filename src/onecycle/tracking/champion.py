@@ -67,8 +67,10 @@ def _move(client: MlflowClient, version: Version, champion: str | None, baseline
     now = datetime.now(UTC).isoformat(timespec="seconds")
     with guarded():
         _tag(client, version, {"gate.verdict": "pass", "gate.baseline": baseline})
+        known = client.get_model_version(version.name, version.number).tags
         for key in ("gate.demoted", "gate.replaced_by"):  # of an earlier time as champion
-            client.delete_model_version_tag(version.name, version.number, key)
+            if key in known:
+                _tag(client, version, {key: ""})  # to delete it takes a right that few have who may set it
         if champion == version.number:
             return f"{alias} is version {champion} already."
         _tag(client, version, {"gate.promoted": now, "gate.replaces": champion or "none"})

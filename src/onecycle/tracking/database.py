@@ -5,7 +5,9 @@ It is made whole, or not at all, and looked at before MLflow opens it.
 
 from __future__ import annotations
 
+import glob
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -106,8 +108,10 @@ def _create(file: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     # of a creation that was killed, as we hold the lock; and of a deleted database what would spoil a new one
-    for left_over in (*file.parent.glob(f"{file.name}.*.tmp*"), *file.parent.glob(f"{file.name}-*")):
-        left_over.unlink(missing_ok=True)
+    ours = re.compile(rf"{re.escape(file.name)}(\.\d+\.tmp)?(-wal|-shm|-journal)?")
+    for left_over in file.parent.glob(f"{glob.escape(file.name)}*"):
+        if ours.fullmatch(left_over.name):  # and not a copy that somebody put by
+            left_over.unlink(missing_ok=True)
     new = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     store = SqlAlchemyStore(_address(new), artifact_root(file))  # type: ignore[no-untyped-call]
     store.engine.dispose()

@@ -26,7 +26,7 @@ def start(journal: Journal) -> Process:
     sender = journal.sent().sender
     if sender and sender.alive():
         return sender
-    code = str(_kept_code(journal))
+    code = os.pathsep.join(filter(None, (str(_kept_code(journal)), os.environ.get("PYTHONPATH"))))
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("DVC_")}
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "onecycle.tracking.sender", str(journal.folder)],

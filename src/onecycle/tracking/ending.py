@@ -28,8 +28,11 @@ def left_undone(lock: str, workspace: Path, ran: Collection[str], params: Mappin
     return undone(others, parse_lock(lock.encode()), params)
 
 
-def left_by(lock: str, ran: Collection[str], params: Mapping[str, str], copies: Iterable[tuple[str, Path]]) -> bool:
-    """Whether it may have been the command that left this dvc.lock, and not a later one.
+def unrecorded(
+    lock: str, ran: Collection[str], params: Mapping[str, str], copies: Iterable[tuple[str, Path]]
+) -> list[str]:
+    """The stages of which dvc.lock does not hold what the command left: a later command wrote it, or DVC ended before
+    it did, or what comes before them was not run on purpose.
 
     Args:
         lock: what the workspace has now.
@@ -38,10 +41,12 @@ def left_by(lock: str, ran: Collection[str], params: Mapping[str, str], copies: 
         copies: (stage, copy of one of its results), taken when the stage ended.
     """
     stages = parse_lock(lock.encode())
-    if undone({stage: {} for stage in ran}, stages, params):
-        return False
-    outs = {(stage, Path(path).name): md5 for stage in ran for path, md5 in hashes(stages[stage], "outs").items()}
-    return all(outs.get((stage, copy.name), "") in ("", md5(copy)) for stage, copy in copies)
+    found = dict.fromkeys(undone({stage: {} for stage in ran}, stages, params))
+    outs = {(stage, Path(path).name): md5 for stage in stages for path, md5 in hashes(stages[stage], "outs").items()}
+    for stage, copy in copies:
+        if outs.get((stage, copy.name), "") not in ("", md5(copy)):
+            found[stage] = None
+    return list(found)
 
 
 def cut_short(execution: Execution, workspace: Path) -> bool | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from onecycle.errors import UserError
 from onecycle.tracking.redaction import without_secrets
 
 
@@ -19,18 +19,21 @@ class DeletedRowError(Exception):
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Turn whatever a store raises into `StoreError`."""
-    import requests
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
+    """Turn whatever a store raises into `StoreError`: MLflow lets through what drivers and clients of S3 raise, too, or
+    that they are not installed.
+    """
     try:
         yield
-    except (MlflowException, SQLAlchemyError, sqlite3.Error, requests.RequestException, OSError) as error:
-        raise StoreError(_sentence(error)) from None
+    except (StoreError, DeletedRowError, UserError):
+        raise
+    except Exception as error:
+        raise StoreError(_sentence(error)) from error
 
 
 def _sentence(error: Exception) -> str:
-    """An error's first line, short and without secrets."""
-    first = next(iter(without_secrets(str(error)).strip().splitlines()), "") or type(error).__name__
+    """An error's first line that tells something, short and without secrets."""
+    ours = isinstance(error, (LookupError, TypeError, AttributeError, AssertionError))  # whose words alone say little
+    lines = without_secrets(f"{type(error).__name__}: {error}" if ours else str(error)).strip().splitlines()
+    # SQLAlchemy begins with what it was about to do
+    first = next((line for line in lines if not line.startswith("(raised as a result of")), "") or type(error).__name__
     return first if len(first) <= 300 else f"{first[:299]}…"

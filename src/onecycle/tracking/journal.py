@@ -38,6 +38,8 @@ class Sent:
 
     sender: Process | None = None
     """That follows the journal, or did; not one that sent it along."""
+    address: str = ""
+    """Of the store that its command was to send to, hashed; empty where it had no sender."""
     store: str = ""
     run_id: str = ""
     offset: int = 0

@@ -94,7 +94,7 @@ class StoredRow:
         try:
             with guarded():
                 for key, value in tags.items():
-                    self.client.set_tag(self.run_id, key, value)
+                    self.client.set_tag(self.run_id, key, value, synchronous=True)
         except StoreError as error:
             raise UserError(f"run {self.run_id} cannot be tagged: {error}") from None
 

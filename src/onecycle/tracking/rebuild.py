@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from onecycle import experiments, params, paths, provenance, restoring, yaml_values
-from onecycle.dvc_lock import evaluated_model, parse_lock, read_lock, recorded_params
+from onecycle.dvc_lock import evaluated_model, outdated, outputs, parse_lock, read_lock, recorded_params
 from onecycle.errors import UserError
 from onecycle.git_command import git_says
 from onecycle.revisions import REFERENCE, WORKSPACE, Place, references
@@ -23,7 +23,7 @@ from onecycle.tracking import context, registry, source
 from onecycle.tracking.collect import STAGES, Findings, collect
 from onecycle.tracking.errors import DeletedRowError, StoreError
 from onecycle.tracking.execution import Execution, Process
-from onecycle.tracking.filling import log
+from onecycle.tracking.filling import TRAINED_TAG, log
 from onecycle.tracking.journal import Journal, root
 from onecycle.tracking.sender import send
 from onecycle.tracking.store import EXPERIMENT_PREFIX, Store, connect
@@ -52,7 +52,7 @@ def rebuild() -> Iterator[str]:
         UserError: the store does not take them, or DVC cannot be asked for its cache.
     """
     cache = restoring.cache()
-    for past in (*_experiments(), *_references(), *_workspace()):
+    for past in (*_experiments(), *_workspace(), *_references()):  # of the last, one may be the workspace's, too
         try:
             yield f"{past.place.name}: {_add(past, cache)}"
         except StoreError as error:
@@ -68,10 +68,12 @@ def _add(past: Past, cache: Path) -> str:
         values = _params(folder)
         if "data.dataset" not in values:
             return "no params, so no row"
-        found = {stage: findings for stage in STAGES if (findings := collect(stage, folder))}
+        lock = past.place.read(paths.DVC_LOCK) or b""
+        left_over = outdated(parse_lock(lock))
+        wanted = [stage for stage in STAGES if stage not in left_over]
+        found = {stage: findings for stage in wanted if (findings := collect(stage, folder))}
         if not found:
             return "no results, so no row"
-        lock = past.place.read(paths.DVC_LOCK) or b""
         digest = hashlib.sha256(lock).hexdigest() if lock else ""
         row = hashlib.sha256(f"{past.place.name} {digest}".encode()).hexdigest()[:32]
         same = {source.LOCK_TAG: digest, **({"dvc.baseline": past.commit} if past.experiment else {})}
@@ -89,7 +91,8 @@ def _add(past: Past, cache: Path) -> str:
 def _has_model(store: Store, place: Place) -> bool:
     """Whether the store knows the model of a run without a dvc.lock: then the row that made it is there, too."""
     md5 = provenance.recorded(place).model
-    return md5 is not None and registry.find(store.client, store.name, md5) is not None
+    known = md5 is not None and (store.has({TRAINED_TAG: md5}) or registry.find(store.client, store.name, md5))
+    return bool(known)
 
 
 def _journal(past: Past, row: str, values: dict[str, str], lock: bytes, found: dict[str, Findings]) -> Journal:
@@ -108,13 +111,16 @@ def _journal(past: Past, row: str, values: dict[str, str], lock: bytes, found: d
             process=asdict(NOBODY),
             workspace=str(paths.original_root()),
         )
+        stages = parse_lock(lock)
+        trained = outputs(stages).get(paths.MODEL.as_posix()) if lock else provenance.recorded(past.place).model
         tags = {**_tags(past, values), "rebuilt": "from git", **(source.lock_tags(lock) if lock else {})}
+        tags[TRAINED_TAG] = trained or ""
         journal.append("tags", stage=last, values={name: value for name, value in tags.items() if value})
         if lock:
             file = journal.keep_content(source.LOCK.name, lock)
             journal.append("artifact", stage=last, file=file, folder=source.FOLDER)
         journal.append("close", at=past.started, stage=last, status="FINISHED")
-        model = evaluated_model(parse_lock(lock))
+        model = evaluated_model(stages)
         for stage, findings in found.items():
             journal.append("cached", stage=stage)
             log(journal, stage, findings, model_md5=model)
@@ -147,7 +153,9 @@ def _experiments() -> Iterator[Past]:
 def _references() -> Iterator[Past]:
     for folder in references():
         place = Place(str(folder.relative_to(REFERENCE)), folder=folder)
-        commit, _, seconds = git_says("log", "-1", "--format=%H %ct", "--", str(folder)).partition(" ")
+        commit, _, seconds = git_says(
+            "log", "--no-show-signature", "-1", "--format=%H %ct", "--", str(folder)
+        ).partition(" ")
         if commit:
             yield Past(place, commit, int(seconds) * 1000)
 

@@ -12,7 +12,7 @@ from onecycle import paths
 from onecycle.tracking.errors import guarded
 from onecycle.tracking.export import export
 from onecycle.tracking.row_state import Model
-from onecycle.tracking.store import Store, as_mlflows_own
+from onecycle.tracking.store import Store, as_mlflows_own, uploading
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -82,7 +82,8 @@ def _register(store: Store, run_id: str, md5: str, folder: Path) -> ModelVersion
         model = next(iter(logged), None) or store.client.create_logged_model(
             store.experiment_id, "model", source_run_id=run_id, tags=tags
         )
-        store.client.log_model_artifacts(model.model_id, str(folder))
+        with uploading():
+            store.client.log_model_artifacts(model.model_id, str(folder))
         store.client.finalize_logged_model(model.model_id, "READY")
         try:
             store.client.create_registered_model(store.name)

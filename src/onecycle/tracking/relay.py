@@ -17,7 +17,7 @@ from onecycle.dvc_lock import parse_lock
 from onecycle.tracking import registry, source
 from onecycle.tracking.collect import STAGES
 from onecycle.tracking.describe import description
-from onecycle.tracking.ending import cut_short, final_lock, left_by, left_undone, temporary
+from onecycle.tracking.ending import cut_short, final_lock, left_undone, temporary, unrecorded
 from onecycle.tracking.errors import DeletedRowError, StoreError
 from onecycle.tracking.filling import fill_in
 from onecycle.tracking.journal import Entry, Journal
@@ -99,8 +99,8 @@ class Relay:
             self.journal.append("metrics", stage=self.state.running[0], values=values, step=seconds)
 
     def finish(self, patient: bool = False) -> bool:
-        """Add what shows only when the command has ended: its dvc.lock, later stages whose results DVC kept, and
-        those that it should have run and did not, since it was killed before.
+        """Add what shows only when the command has ended: its dvc.lock, later stages whose results DVC kept, those that
+        it should have run and did not, since it was killed before, and those that ran and that DVC did not record.
 
         Args:
             patient: whether to wait for DVC, which may have an experiment still to put where git knows it.
@@ -120,7 +120,15 @@ class Relay:
         gone = execution.experiment and not workspace.exists()
         seen = self._watched or gone  # else others may have been at work there since
         ours = gone or temporary(workspace) or (seen and not self._later(workspace / paths.DVC_LOCK))
-        if not (ours or left_by(lock, state.stages, state.params, self._copies())):
+        lacking = unrecorded(lock, state.stages, state.params, self._copies())
+        lost = [stage for stage in lacking if state.stages[stage] == "ran"]
+        if lost and lock and not gone and not self._later(workspace / paths.DVC_LOCK):  # DVC writes it after each stage
+            self.journal.append("unrecorded", stage="", stages=lost)
+            error = f"dvc ended before it recorded {', '.join(lost)}"
+            self.journal.append("tags", stage="", values={"error": error})
+            self.read()
+            return True
+        if lacking and not ours:
             return True
         undone = left_undone(lock, workspace, state.stages, state.params) if seen else []
         cut = bool(undone) and cut_short(execution, workspace)

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from onecycle import paths
 from onecycle.errors import UserError
 from onecycle.tracking.database import artifact_root
-from onecycle.tracking.store import EXPERIMENT_PREFIX
+from onecycle.tracking.store import EXPERIMENT_PREFIX, LOCAL
 
 _ADDRESSES = (
     ("experiments", "artifact_location"),
@@ -36,7 +36,11 @@ def relocate() -> int:
     try:
         with closing(sqlite3.connect(database, timeout=20)) as store, store:
             found = "SELECT DISTINCT artifact_location FROM experiments WHERE name LIKE ? AND artifact_location <> ?"
-            olds = [old for (old,) in store.execute(found, (f"{EXPERIMENT_PREFIX}%", here))]
+            olds = [
+                old
+                for (old,) in store.execute(found, (f"{EXPERIMENT_PREFIX}%", here))
+                if urlsplit(old).scheme in LOCAL  # others are behind a server, wherever this workspace is
+            ]
             for old in olds:
                 _check_files(store, old, here)
             return sum(_replace(store, table, column, old, here) for old in olds for table, column in _ADDRESSES)

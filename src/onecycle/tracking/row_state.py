@@ -12,7 +12,7 @@ from onecycle.tracking.journal import Entry, Journal
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
-_BAD_ENDS: dict[str, Status] = {"killed": "KILLED", "failed": "FAILED", "not run": "FAILED"}
+_BAD_ENDS: dict[str, Status] = {"killed": "KILLED", "failed": "FAILED", "not run": "FAILED", "not recorded": "FAILED"}
 """The end of a stage that decides the row's, whatever other stages did (`dvc repro --keep-going`); worst first."""
 
 
@@ -42,7 +42,7 @@ class RowState:
     """The latest value of each."""
     tags: dict[str, str] = field(default_factory=dict)
     stages: dict[str, str] = field(default_factory=dict)
-    """Stage → "ran", "cached", how it ended otherwise, or "not run" when the command ended before it."""
+    """Stage → "ran", "cached", how it ended otherwise; "not run", "not recorded": the command ended before that."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Stage → how long it had the row open; only for those that closed it."""
     model: Model | None = None
@@ -111,6 +111,8 @@ class RowState:
                 self.stages[stage] = "cached"
             case "undone":
                 self.stages |= dict.fromkeys(entry["stages"], "not run")
+            case "unrecorded":
+                self.stages |= dict.fromkeys(entry["stages"], "not recorded")
             case "told":
                 self.told = True
             case "close":

@@ -24,6 +24,7 @@ from onecycle.tracking.execution import Process
 from onecycle.tracking.journal import Journal, all_journals, sweep
 from onecycle.tracking.redaction import without_secrets
 from onecycle.tracking.relay import Relay
+from onecycle.tracking.store import current_address
 from onecycle.tracking.system import SystemMetrics
 
 POLL_SECONDS = 0.2
@@ -38,10 +39,13 @@ def follow(journal: Journal) -> bool:
     Returns:
         Whether to start anew: the store was deleted, and MLflow keeps its connection to it as long as a process lives.
     """
-    journal.acknowledge(replace(journal.sent(), sender=Process.current()))  # `send` leaves it to whoever follows
+    here = current_address()
+    # `send` leaves it to whoever follows
+    journal.acknowledge(replace(journal.sent(), sender=Process.current(), address=here))
     relay = Relay(journal)
     sweep()
-    backlog = [other for other in all_journals() if other.folder != journal.folder]
+    others = [other for other in all_journals() if other.folder != journal.folder]
+    backlog = [other for other in others if other.sent().address in ("", here)]  # one meant for a server waits for it
     system: SystemMetrics | None = None
     retry_at, along_at, finish_by = 0.0, 0.0, float("inf")
     while not relay.store_is_lost():

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from onecycle import paths
 from onecycle.tracking.database import artifact_root, default_uri, opened, prepare, sqlite_file
 from onecycle.tracking.errors import DeletedRowError, StoreError, guarded
 from onecycle.tracking.redaction import without_secrets
@@ -30,11 +31,17 @@ ROW_TAG = "onecycle.row"
 EXPERIMENT_PREFIX = "onecycle-"
 """Before the data set's name: rows of one experiment can be compared."""
 
+LOCAL = ("file", "")
+"""How the address of a folder on this machine begins."""
+
+UPLOAD_SECONDS = 60
+
+_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default, 7, lets one call hang for minutes; we try again ourselves
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    _TIMEOUT: "5",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would print a password in the address, too
     "GIT_PYTHON_REFRESH": "quiet",
@@ -51,8 +58,7 @@ class Store:
         """Of the experiment, and of the registered model that its rows make versions of."""
         self._file = sqlite_file(uri)
         self._inode = self._file.stat().st_ino if self._file else None
-        address = hashlib.sha256(without_secrets(uri).encode()).hexdigest()[:16]  # it goes into a file
-        self.identity = f"{address}#{self.experiment_id}@{experiment.creation_time}"
+        self.identity = f"{hashed(uri)}#{self.experiment_id}@{experiment.creation_time}"
         """Differs from that of any other store, also of one created anew in the same place."""
 
     @property
@@ -107,11 +113,11 @@ class Store:
         )
         for some_metrics, some_params, some_tags in batches:
             with guarded():
-                self.client.log_batch(run_id, some_metrics, some_params, some_tags)
+                self.client.log_batch(run_id, some_metrics, some_params, some_tags, synchronous=True)
 
     def artifact(self, run_id: str, path: Path, folder: str) -> None:
         """Upload a file; one that is there already is replaced."""
-        with guarded():
+        with guarded(), uploading():
             self.client.log_artifact(run_id, str(path), folder)
 
     def dataset(self, run_id: str, name: str, digest: str, source: str, profile: str) -> None:
@@ -129,6 +135,28 @@ class Store:
                 self.client.update_run(run_id, status)
             else:
                 self.client.set_terminated(run_id, status, ended)
+
+
+def hashed(uri: str) -> str:
+    """A store's address in a form that may go into a file."""
+    return hashlib.sha256(without_secrets(uri).encode()).hexdigest()[:16]
+
+
+def current_address() -> str:
+    """The current store's address, hashed, however it is written: as seen from the workspace, which may be moved."""
+    file = sqlite_file(current_uri())
+    return hashed(os.path.relpath(file, paths.original_root()) if file else current_uri().rstrip("/"))
+
+
+@contextmanager
+def uploading() -> Iterator[None]:
+    """While open, the store may take a minute to answer: a server that passes files on answers when they are there."""
+    usual = os.environ[_TIMEOUT]
+    os.environ[_TIMEOUT] = str(max(UPLOAD_SECONDS, int(usual)))
+    try:
+        yield
+    finally:
+        os.environ[_TIMEOUT] = usual
 
 
 def current_uri() -> str:
@@ -179,10 +207,19 @@ def connect(experiment: str) -> Store:
 
 def check_not_moved(experiment: Experiment) -> None:
     """Refuse an experiment of the workspace's own store whose artifacts are said to be where the workspace was."""
-    if current_uri() == default_uri() and experiment.artifact_location != artifact_root():
+    location = experiment.artifact_location
+    if current_uri() != default_uri() or location == artifact_root():
+        return
+    scheme = urlsplit(location).scheme
+    if scheme in LOCAL:
         raise StoreError(
-            f"mlflow.db keeps its artifacts in {experiment.artifact_location}, so this workspace was moved or copied; "
+            f"mlflow.db keeps its artifacts in {location}, so this workspace was moved or copied; "
             "`onecycle sync --relocate` mends it"
+        )
+    if scheme == "mlflow-artifacts":
+        raise StoreError(
+            f"mlflow.db keeps the artifacts of {experiment.name} in {location}, which is behind an MLflow server; "
+            "start that and name its address in MLFLOW_TRACKING_URI"
         )
 
 
@@ -204,8 +241,10 @@ def existing_client() -> MlflowClient | None:
 def experiments(client: MlflowClient) -> list[tuple[str, str]]:
     """The experiments of a store that hold rows, as (name, id), the last one written to first. Raises `StoreError`."""
     with guarded():
-        found = client.search_experiments(order_by=["last_update_time DESC"])
-    return [(one.name, one.experiment_id) for one in found if one.name.startswith(EXPERIMENT_PREFIX)]
+        found = client.search_experiments(
+            filter_string=f"name LIKE '{EXPERIMENT_PREFIX}%'", order_by=["last_update_time DESC"]
+        )
+    return [(one.name, one.experiment_id) for one in found]
 
 
 def tagged(tags: Mapping[str, str]) -> str:
