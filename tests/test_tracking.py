@@ -637,6 +637,19 @@ def test_tags_tell_commit_branch_changes_and_params_but_no_remote(workspace: Wor
     assert "params.changed" not in context.tags(here, values), "no commit's to differ from"
 
 
+def test_changes_are_named_as_seen_from_a_workspace_in_a_larger_repository(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workspace.root.parent)
+    git("init", "-q")
+    git("add", f"{workspace.root.name}/params.yaml")
+    git("commit", "-qm", "first")
+    monkeypatch.chdir(workspace.root)
+    workspace.write("src/onecycle/code.py", "pass")
+    git("add", "src")
+    assert "src/onecycle/code.py" in context.tags(Execution(Process.current()), {})["git.changed"].split(", ")
+
+
 def test_a_git_that_takes_too_long_is_not_waited_for_and_nothing_is_made_up(
     workspace: Workspace, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,11 +37,8 @@ def tags(execution: Execution, params: Mapping[str, str]) -> dict[str, str]:
 
 def source(execution: Execution, params: Mapping[str, str]) -> dict[str, str]:
     """The tags that tell what a row was made from."""
-    commit = git("rev-parse", "HEAD")
+    commit, _, inside = git("rev-parse", "HEAD", "--show-prefix").partition("\n")  # or in a larger repository
     status = list(filter(None, git("status", *_STATUS, "--", ".", *RESULTS).split("\0"))) if commit else []
-    inside = (
-        git("rev-parse", "--show-prefix") if commit else ""
-    )  # where the workspace is a folder of a larger repository
     changed = [entry[3:].removeprefix(inside) for entry in status[1:]]
     branch = _branch(commit) if commit else ""
     reproduced, _, attempt = os.environ.get(paths.REPRODUCES, "").rpartition(" ")

@@ -26,12 +26,11 @@ def start(journal: Journal) -> Process:
     sender = journal.sent().sender
     if sender and sender.alive():
         return sender
-    code = os.pathsep.join(filter(None, (str(_kept_code(journal)), os.environ.get("PYTHONPATH"))))
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("DVC_")}
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "onecycle.tracking.sender", str(journal.folder)],
         cwd=paths.original_root(),
-        env={**inherited, "PYTHONPATH": code},
+        env={**inherited, "PYTHONPATH": python_path(_kept_code(journal))},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -39,6 +38,11 @@ def start(journal: Journal) -> Process:
     )
     process.returncode = 0  # it outlives us on purpose, so there is nothing for Popen to wait for or to warn about
     return Process.of(process.pid)
+
+
+def python_path(code: Path) -> str:
+    """PYTHONPATH for a process that runs the package in `code`, with what else the user's holds."""
+    return os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH"))))
 
 
 def _kept_code(journal: Journal) -> Path:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import onecycle
 from onecycle.exits import CRASHED, exit_with, no_memory
+from onecycle.tracking.delivery import python_path
 from onecycle.tracking.errors import StoreError
 from onecycle.tracking.redaction import without_secrets
 
@@ -33,7 +34,7 @@ def export(model: Path, pictures: Path, target: Path) -> str | None:
     Raises:
         StoreError: that is not known, since the process was killed, took too long or had no room to write.
     """
-    code = os.pathsep.join(filter(None, (str(Path(onecycle.__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+    code = python_path(Path(onecycle.__file__).parents[1])
     command = [sys.executable, "-P", "-m", __name__, str(model), str(pictures), str(target)]
     environment = {**os.environ, "PYTHONPATH": code, "MLFLOW_DISABLE_TELEMETRY": "true"}
     try:
