@@ -47,6 +47,7 @@ SMALL = {
     "one_cycle.max_at_epoch": 1,
     "one_cycle.max_lr": 0.01,
     "lr_range.iterations": 20,
+    "lr_range.sweeps": 2,
     "train.device": "cpu",
     "train.precision": "fp32",
     "train.threads": 1,

@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from report_case import ACCEPTED, REFUSED, range_curve, report_inputs
 
@@ -48,8 +49,12 @@ def test_a_refused_range_test_says_why_and_marks_nothing() -> None:
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_every_method_of_the_params_has_words(method: str) -> None:
-    assert METHODS[method] in words(lr_range_figure(range_curve(), {**ACCEPTED, "method": method}))
+def test_every_method_of_the_params_has_words_and_they_fit(method: str) -> None:
+    figure = lr_range_figure(range_curve(), {**ACCEPTED, "method": method, "criterion": "accuracy"})
+    assert METHODS[method] in words(figure)
+    FigureCanvasAgg(figure).draw()
+    headline = next(text for text in figure.findobj(mpl.text.Text) if text.get_text() == figure.get_suptitle())
+    assert headline.get_window_extent().x1 <= figure.bbox.x1
 
 
 @pytest.mark.parametrize("steps", [0, 1, 20])

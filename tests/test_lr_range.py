@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onecycle.lr_range import Curve, range_test
+from onecycle.lr_range import Curve, mean_curve, range_test
 from onecycle.params import LRRangeParams, load
 from onecycle.suggestion import suggest
 
@@ -200,6 +200,16 @@ def test_without_a_terminal_nothing_is_printed(capfd: pytest.CaptureFixture[str]
     assert not hasattr(torch_lr_finder.lr_finder, "print")
 
 
+def test_the_mean_ends_where_the_first_sweep_broke_down() -> None:
+    rates, classes = np.geomspace(1e-3, 1.0, 8), 10
+    whole = Curve(rates, np.full(8, 2.0), np.full(8, 0.5), classes)
+    short = Curve(rates[:5], np.array([2.0, 2.0, 2.0, 2.0, 12.0]), np.full(5, 0.1), classes)
+    mean = mean_curve([whole, short, whole])
+    assert len(mean) == 5 and mean.classes == classes
+    np.testing.assert_allclose(mean.loss, [2, 2, 2, 2, 16 / 3])
+    np.testing.assert_allclose(mean.accuracy, (0.5 + 0.1 + 0.5) / 3)
+
+
 def test_the_same_sweep_gives_the_same_bytes(real_curve: Curve) -> None:
     assert sweep().to_frame(3.0).to_csv() == real_curve.to_frame(3.0).to_csv()
 
@@ -212,7 +222,8 @@ def test_a_curve_survives_its_file(real_curve: Curve) -> None:
     columns = ["iteration", "learning_rate", "loss", "accuracy", "smoothed_loss", "smoothed_accuracy"]
     assert list(frame.columns) == columns
     assert frame["iteration"].tolist() == list(range(len(real_curve)))
-    again = Curve.from_frame(frame, classes=10)
+    rate, loss, accuracy = (frame[name].to_numpy() for name in ("learning_rate", "loss", "accuracy"))
+    again = Curve(rate, loss, accuracy, classes=10)
     pd.testing.assert_frame_equal(again.to_frame(3.0), real_curve.to_frame(3.0), check_exact=True)
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from report_case import ACCEPTED, REFUSED, range_curve, report_inputs, training
 
+from onecycle import paths
 from onecycle.data import Dataset
-from onecycle.report import ReportInputs, page, words
+from onecycle.errors import UserError
+from onecycle.params import load
+from onecycle.report import ReportInputs, page, read, words
 from onecycle.report.charts import Axis, Line, line_chart, ticks
 from onecycle.report.galleries import heat
 from onecycle.report.mistakes import confusion_rows
@@ -93,6 +97,23 @@ def test_every_picture_says_what_it_shows(inputs: ReportInputs) -> None:
     assert all("scope" in attributes for attributes in shown.all("th"))
 
 
+@pytest.mark.parametrize("damage", [None, b"", b"\xff"])
+def test_an_input_that_is_damaged_or_gone_is_named(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes | None
+) -> None:
+    monkeypatch.chdir(workspace)
+    params = load(paths.PARAMS)
+    assert read(params).metrics["n"] == 320
+    for path in (paths.EVALUATE_METRICS, paths.HISTORY, paths.PREDICTIONS, paths.GALLERY_IMAGES):
+        whole = path.read_bytes()
+        path.unlink()
+        if damage is not None:
+            path.write_bytes(damage)
+        with pytest.raises(UserError, match=rf"^{path} is missing or damaged"):
+            read(params)
+        path.write_bytes(whole)
+
+
 def test_the_same_inputs_give_the_same_page(inputs: ReportInputs, digits: Dataset, small_params: Any) -> None:
     assert page(inputs) == page(report_inputs(digits, small_params()))
 
@@ -168,6 +189,11 @@ def test_the_verdict_is_the_intervals(
     assert others.endswith(projects)
     assert [row.accuracy for row in found.rows] == sorted((row.accuracy for row in found.rows), reverse=True)
     assert all(0 <= row.at <= 1 for row in found.rows)
+
+
+def test_a_range_test_says_how_many_sweeps_it_is_the_mean_of(digits: Dataset, small_params: Any) -> None:
+    for sweeps, told in ((1, "One short training with a rate"), (3, "The mean of 3 short trainings, ")):
+        assert told in Page(page(report_inputs(digits, small_params(**{"lr_range.sweeps": sweeps})))).text
 
 
 def test_a_refused_range_test_gives_reason_advice_and_the_rate_taken(inputs: ReportInputs) -> None:

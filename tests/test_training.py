@@ -72,8 +72,9 @@ def test_it_learns_digits(small_params: MakeParams, digits: Dataset) -> None:
         {"optimizer.name": "adamw", "model.name": "resnet18", "train.label_smoothing": 0.1},
         {"runtime.workers": 2},
         {"model.width": 16, "train.convolution": "winograd", "train.threads": 2},
+        {"train.precision": "bf16", "train.convolution": "strips"},
     ],
-    ids=["plain", "dropout", "batched-bf16", "sgd", "adamw-resnet18", "workers", "winograd"],
+    ids=["plain", "dropout", "batched-bf16", "sgd", "adamw-resnet18", "workers", "winograd", "strips"],
 )
 def test_repeated_or_interrupted_it_is_the_same_to_the_bit(
     small_params: MakeParams, digits: Dataset, changes: dict[str, Any]

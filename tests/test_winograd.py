@@ -15,9 +15,10 @@ from onecycle.device import Compute, InPrecision, select
 from onecycle.errors import UserError
 from onecycle.model import build_classifier
 from onecycle.params import Params
-from onecycle.winograd import FEWEST_CHANNELS, Winograd, convolve
+from onecycle.winograd import FEWEST_CHANNELS, convolve
 
 MakeParams = Callable[..., Params]
+WINOGRAD = Compute(torch.device("cpu"), torch.float32, "winograd")
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -106,7 +107,7 @@ def test_the_mode_takes_what_gains_by_it(changes: dict[str, Any], taken: bool, m
     layer = torch.nn.Conv2d(**{**common, "bias": False, **changes})
     images = random(2, layer.in_channels, 8, 8).to(layer.weight.dtype)
     shapes = counted(monkeypatch)
-    with Winograd():
+    with WINOGRAD.convolving():
         ours = layer(images)
     assert bool(shapes) == taken
     theirs = layer(images)
@@ -118,7 +119,7 @@ def test_the_mode_takes_what_gains_by_it(changes: dict[str, Any], taken: bool, m
 def test_the_mode_leaves_sides_that_tiles_do_not_fill(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = torch.nn.Conv2d(FEWEST_CHANNELS, FEWEST_CHANNELS, 3, padding=1, bias=False)
     shapes = counted(monkeypatch)
-    with Winograd():
+    with WINOGRAD.convolving():
         layer(random(1, FEWEST_CHANNELS, side, 8))
         layer(random(1, FEWEST_CHANNELS, 8, side))
     assert not shapes
@@ -132,7 +133,7 @@ def test_all_of_the_exercise_s_network_but_its_first_layer_is_taken(
     images = torch.randint(256, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     shapes = counted(monkeypatch)
     with torch.inference_mode():
-        ours = InPrecision(classifier, Compute(torch.device("cpu"), torch.float32, winograd=True))(images)
+        ours = InPrecision(classifier, WINOGRAD)(images)
         assert [shape[0] for shape in shapes] == [128, 128, 128, 256, 512, 512, 512]
         theirs = InPrecision(classifier, Compute(torch.device("cpu"), torch.float32))(images)
     assert len(shapes) == 7
@@ -146,7 +147,7 @@ def test_all_of_the_exercise_s_network_but_its_first_layer_is_taken(
 def test_who_asks_for_it_gets_it(small_params: MakeParams, precision: str, convolution: str, taken: bool) -> None:
     changes = {"train.precision": precision, "train.convolution": convolution}
     compute = select(small_params(**changes).train)
-    assert compute.winograd == taken
+    assert (compute.convolution == "winograd") == taken
     assert str(compute).endswith(", winograd") == taken
 
 
@@ -159,4 +160,4 @@ def test_where_it_is_of_no_use_it_is_refused(small_params: MakeParams, changes: 
     train = small_params(**{"train.convolution": "winograd", **changes}).train
     with pytest.raises(UserError, match=f"winograd is for CPUs in plain fp32, this is {place}; set it to auto"):
         select(train)
-    assert not select(train.model_copy(update={"convolution": "auto"})).winograd
+    assert select(train.model_copy(update={"convolution": "auto"})).convolution != "winograd"

@@ -5,16 +5,20 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from onecycle import strips, winograd
+from onecycle.convolution import Convolving
 from onecycle.errors import UserError
 from onecycle.model import Classifier
 from onecycle.params import TrainParams
-from onecycle.winograd import Winograd
+
+Convolution = Literal["direct", "winograd", "strips"]
 
 
 @dataclass(frozen=True)
@@ -23,20 +27,25 @@ class Compute:
 
     device: torch.device
     precision: torch.dtype
-    winograd: bool = False
+    convolution: Convolution = "direct"
 
-    def arithmetic(self) -> AbstractContextManager[object]:
-        """The context in which the network's forward pass runs."""
-        if self.winograd:
-            return Winograd()
-        autocast = self.precision != torch.float32
+    def autocast(self) -> torch.autocast:
+        """The context in which matrix products and convolutions take their precision."""
         # Weights cast once and kept would be old ones in the next run of a CUDA graph; no pass uses one twice anyway.
-        return torch.autocast(self.device.type, self.precision, enabled=autocast, cache_enabled=False)
+        enabled = self.precision != torch.float32
+        return torch.autocast(self.device.type, self.precision, enabled=enabled, cache_enabled=False)
+
+    def convolving(self) -> AbstractContextManager[object]:
+        """The context in which 3×3 convolutions go another way than torch's own."""
+        if self.convolution == "direct":
+            return nullcontext()
+        way = winograd if self.convolution == "winograd" else strips
+        return Convolving(way.convolve, way.gains)
 
     def __str__(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         precision = str(self.precision).removeprefix("torch.")
-        return ", ".join([name, precision, *(["winograd"] if self.winograd else [])])
+        return ", ".join([name, precision, *([] if self.convolution == "direct" else [self.convolution])])
 
 
 class InPrecision(nn.Module):
@@ -47,7 +56,7 @@ class InPrecision(nn.Module):
         self.classifier, self._compute = classifier, compute
 
     def forward(self, images: Tensor) -> Tensor:
-        with self._compute.arithmetic():
+        with self._compute.autocast(), self._compute.convolving():
             return self.classifier.logits(images).float()
 
 
@@ -55,18 +64,26 @@ def select(train: TrainParams) -> Compute:
     """What `train` asks for; sets threads and determinism for the whole process.
 
     Raises:
-        UserError: a device or precision is asked for that this machine lacks, or Winograd's convolutions where they
-            are of no use.
+        UserError: a device or precision is asked for that this machine lacks, or a way to convolve that is of no use.
     """
     device = select_device(train)
     torch.backends.cudnn.benchmark = device.type == "cuda" and not train.deterministic
-    precision = _precision(train.precision, device.type)
-    plain = Compute(device, precision)
-    fits = device.type == "cpu" and precision == torch.float32 and train.compile is not True  # it has its own
-    if train.convolution == "winograd" and not fits:
-        how = ", compiled" if train.compile is True else ""
-        raise UserError(f"train.convolution winograd is for CPUs in plain fp32, this is {plain}{how}; set it to auto")
-    return replace(plain, winograd=fits and train.convolution != "direct")
+    plain = Compute(device, _precision(train.precision, device.type))
+    return replace(plain, convolution=_convolution(train, plain))
+
+
+def _convolution(train: TrainParams, plain: Compute) -> Convolution:
+    fitting: dict[torch.dtype, Convolution] = {torch.float32: "winograd", torch.bfloat16: "strips"}
+    fits = fitting[plain.precision] if plain.device.type == "cpu" and train.compile is not True else "direct"
+    if train.convolution == "auto":
+        return fits if fits == "winograd" or _cpu_has_amx() else "direct"
+    if train.convolution not in (fits, "direct"):
+        place = {"winograd": "plain fp32", "strips": "plain bf16"}[train.convolution]
+        how = ", compiled" if train.compile is True else ""  # which has convolutions of its own
+        raise UserError(
+            f"train.convolution {train.convolution} is for CPUs in {place}, this is {plain}{how}; set it to auto"
+        )
+    return train.convolution
 
 
 def select_device(train: TrainParams) -> torch.device:
@@ -113,8 +130,16 @@ def _precision(wanted: str, kind: str) -> torch.dtype:
 
 def _cpu_multiplies_bf16() -> bool:
     """Whether the CPU has bf16 matrix instructions (AVX512-bf16 or AMX); without, bf16 is emulated and slow."""
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch has no public name for them
-    return any(getattr(torch.cpu, check, bool)() for check in checks)
+    return _cpu_has("avx512_bf16") or _cpu_has_amx()
+
+
+def _cpu_has_amx() -> bool:
+    return _cpu_has("amx_tile")
+
+
+def _cpu_has(what: str) -> bool:
+    """Torch has no public name for it."""
+    return bool(getattr(torch.cpu, f"_is_{what}_supported", bool)())
 
 
 def keep_buffers_mapped() -> bool:

@@ -1,4 +1,4 @@
-"""The look every matplotlib figure of this project shares, how one is saved, and the range test's figure.
+"""The look every matplotlib figure of this project shares, and the range test's figure.
 
 No pyplot: a `Figure` of its own has no global state, needs no display and is freed with its last reference.
 What the report draws besides lies in `report.figures`, so that a change there does not rerun the range test.
@@ -27,13 +27,13 @@ RULE: Final = "#d9dde2"
 """Okabe & Ito (2008): told apart with any colour vision, and in grey by their lightness."""
 
 METHODS: Final = {
-    "middle": "the middle of the rates that reach half of the best",
+    "middle": "the middle of the rates that reach half of the gain",
     "minimum_over_two": "half the rate at the best point",
     "minimum_over_ten": "a tenth of the rate at the best point",
     "steepest": "steepest slope",
     "valley": "valley",
 }
-"""How `lr_range.method` reads in a sentence that goes on "of the smoothed loss"."""
+"""What rate `lr_range.method` takes from the curve, in words."""
 
 _STYLE: Final[dict[str, Any]] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib, so that every machine draws the same
@@ -128,5 +128,5 @@ def _mark(axes: Axes, suggestion: Mapping[str, Any], rate: np.ndarray, smoothed:
 
 def _headline(suggestion: Mapping[str, Any]) -> str:
     if suggestion["accepted"]:
-        return f"LRMAX: {METHODS[suggestion['method']]} of the smoothed {suggestion['criterion']}"
-    return textwrap.fill(f"No suggestion: {suggestion['reason']}", 92)
+        return f"LRMAX by the smoothed {suggestion['criterion']}: {METHODS[suggestion['method']]}"
+    return textwrap.fill(f"No suggestion: {suggestion['reason']}", 84)

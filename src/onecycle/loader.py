@@ -58,7 +58,7 @@ class Loader:
         self._images = images
         self._batched: Batched | None = None
         self._labels = torch.from_numpy(np.ascontiguousarray(labels)).to(device)
-        if backend(augment, device) == "batched":
+        if backend(augment) == "batched":
             on_device = torch.from_numpy(np.ascontiguousarray(images)).to(device)
             self._batched = Batched(on_device, augment, mean, seed)
         else:
@@ -143,13 +143,11 @@ def _leave_interrupts_to_the_stage(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def backend(augment: AugmentParams, device: torch.device) -> str:
-    """`albumentations` or `batched`: what `augment.backend` comes to on `device`."""
+def backend(augment: AugmentParams) -> str:
+    """`albumentations` or `batched`: what `augment.backend` comes to."""
     if augment.backend != "auto":
         return augment.backend
-    if augment.shift_scale_rotate_probability > 0:
-        return "albumentations"
-    return "batched" if device.type == "cuda" else "albumentations"
+    return "albumentations" if augment.shift_scale_rotate_probability > 0 else "batched"
 
 
 def worker_count(workers: int | str, device: torch.device) -> int:

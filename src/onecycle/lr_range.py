@@ -3,13 +3,14 @@
     dvc repro -s lr_range          # results/lr_range/: curve.csv, suggestion.json, curve.png
 
 Step by step the rate grows exponentially while training loss and accuracy are recorded (Smith 2015,
-https://arxiv.org/abs/1506.01186). torch-lr-finder runs the sweep; suggestion.py reads a rate from its curve.
+https://arxiv.org/abs/1506.01186). torch-lr-finder runs the sweep; suggestion.py reads a rate from its curve. Where the
+curve falls and rises again depends on the initial weights more than on the batches: so it is the mean of several.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from torch_lr_finder import LRFinder, TrainDataLoaderIter, lr_finder
 from onecycle.params import LRRangeParams
 
 Array = NDArray[np.float64]
+CRITERIA = ("loss", "accuracy")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +77,15 @@ class Curve:
         raw = {"loss": self.loss, "accuracy": self.accuracy}
         return pd.DataFrame(steps | raw | {f"smoothed_{name}": self.smoothed(name, smoothing) for name in raw})
 
-    @classmethod
-    def from_frame(cls, frame: pd.DataFrame, classes: int) -> Curve:
-        """The curve in a frame that `to_frame` made."""
-        rate, loss, accuracy = (frame[name].to_numpy(np.float64) for name in ("learning_rate", "loss", "accuracy"))
-        return cls(rate, loss, accuracy, classes)
+
+def mean_curve(curves: Sequence[Curve]) -> Curve:
+    """Loss and accuracy of several sweeps of the same rates, step by step their mean.
+
+    It is as long as the shortest: at a rate at which one of them broke down, training may.
+    """
+    steps = min(map(len, curves))
+    loss, accuracy = (np.mean([getattr(curve, name)[:steps] for curve in curves], axis=0) for name in CRITERIA)
+    return Curve(curves[0].learning_rate[:steps], loss, accuracy, curves[0].classes)
 
 
 class _NotFiniteError(Exception):

@@ -133,6 +133,7 @@ class LRRangeParams(Section):
     start_lr: Annotated[float, Field(ge=1e-30, le=LARGEST)]
     end_lr: Positive
     iterations: Annotated[int, Field(ge=20, le=100_000)]
+    sweeps: Annotated[int, Field(ge=1, le=100)]
     criterion: Literal["loss", "accuracy"]
     method: Literal["middle", "minimum_over_two", "minimum_over_ten", "steepest", "valley"]
     smoothing: Annotated[float, Field(ge=0, le=1000)]
@@ -143,7 +144,7 @@ class TrainParams(Section):
 
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["auto", "bf16", "fp16", "fp32"]
-    convolution: Literal["auto", "direct", "winograd"]
+    convolution: Literal["auto", "direct", "winograd", "strips"]
     threads: Annotated[int, Field(ge=0, le=4096)]
     deterministic: bool
     compile: Literal["auto", True, False]

@@ -21,6 +21,7 @@ class Prepared:
     """A classifier on its device, batches of the training split, and the images held out of it.
 
     `held_out` names where those come from: `validation`, or `test` when nothing of the training images is held out.
+    They are (N, height, width, channels), their labels (N,).
     """
 
     compute: device.Compute
@@ -38,17 +39,25 @@ class Prepared:
         return {"device": str(self.compute), "threads": threads, "buffers_kept": kept}
 
 
-def prepare(params: Params, dataset: Dataset, mean: NDArray[np.float64], std: NDArray[np.float64]) -> Prepared:
+def prepare(
+    params: Params,
+    dataset: Dataset,
+    mean: NDArray[np.float64],
+    std: NDArray[np.float64],
+    seed: int | None = None,
+) -> Prepared:
     """Seed every generator, then build all that `params` describe; the same params give the same bits.
 
     Args:
         params: seed, batch_size and the sections data, augment, model, train, runtime are read.
         dataset: uint8 images and int64 labels, memory-mapped.
         mean, std: (3,) per channel, in [0, 1].
+        seed: instead of that of `params`.
     """
+    seed = params.seed if seed is None else seed
     buffers_kept = params.runtime.allocator and device.keep_buffers_mapped()
     compute = device.select(params.train)
-    seed_everything(params.seed)
+    seed_everything(seed)
     classifier = build_classifier(params.model, len(dataset.classes), mean.tolist(), std.tolist())
     training, validation = split(dataset.train_labels, params.data.validation_fraction, params.data.split_seed)
     loader = Loader(
@@ -57,7 +66,7 @@ def prepare(params: Params, dataset: Dataset, mean: NDArray[np.float64], std: ND
         params.augment,
         mean,
         batch_size=params.batch_size,
-        seed=params.seed,
+        seed=seed,
         device=compute.device,
         workers=worker_count(params.runtime.workers, compute.device),
     )

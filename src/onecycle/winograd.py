@@ -12,18 +12,17 @@ matrix library does the whole work. The gradients are the same products, transpo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.overrides import TorchFunctionMode
 
 FEWEST_CHANNELS = 64
 """Of input and output. With fewer, transforming tiles takes longer than the multiplications that it saves."""
 
-_TILES = 256
+_TILES = 512
 """That are computed together: enough for large matrix products, few enough to stay in the cache."""
 
 
@@ -58,32 +57,12 @@ _G = _kronecker_square(
 _A_TRANSPOSED, _B_TRANSPOSED, _G_TRANSPOSED = (matrix.T.contiguous() for matrix in (_A, _B, _G))
 
 
-class Winograd(TorchFunctionMode):
-    """While entered, convolutions that gain by it are computed as `convolve` does; all others as always."""
-
-    def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if function is torch.conv2d and not kwargs and _gains(*args):
-            return convolve(args[0], args[1])
-        return function(*args, **(kwargs or {}))
-
-
-def _gains(
-    images: Tensor,
-    weights: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> bool:
+def gains(images: Tensor, weights: Tensor) -> bool:
+    """Whether `convolve` takes them, and is faster than what torch has."""
     return (
-        weights.shape[2:] == (3, 3)
-        and min(weights.shape[:2]) >= FEWEST_CHANNELS
+        min(weights.shape[:2]) >= FEWEST_CHANNELS
         and images.dtype == weights.dtype == torch.float32
         and images.shape[2] % 4 == images.shape[3] % 4 == 0
-        and (bias, stride, padding, dilation, groups) == (None, (1, 1), (1, 1), (1, 1), 1)
     )
 
 
@@ -103,10 +82,10 @@ def convolve(images: Tensor, weights: Tensor) -> Tensor:
 
 
 class _Convolution(torch.autograd.Function):
-    """All arrays in here have their channels last.
+    """All arrays in here have their channels last, and those of tiles are (tiles, 36 or 16 pixels, channels).
 
-    Which of a tile's axes is outermost decides the speed: transforms write (tiles, 36, channels), where a tile lies in
-    one piece, and products (36, tiles, channels), as the matrix library does.
+    There a tile lies in one piece, for the transforms. The products take and write the same arrays transposed, (36,
+    tiles, channels), which costs the matrix library next to nothing.
     """
 
     @staticmethod
@@ -118,18 +97,21 @@ class _Convolution(torch.autograd.Function):
         shape = (count, outputs, height, width)
         result = torch.empty(shape, memory_format=torch.channels_last)  # no view, which could not be changed in place
         blocks = result.permute(0, 2, 3, 1).view(count, rows, 4, columns, 4, outputs)
+        at_once = _images_at_once(rows * columns)
+        bordered = images.new_zeros(min(at_once, count), height + 2, width + 2, inputs)  # the border stays zero
         scratch, kept = _Scratch(), []
-        for chunk in _chunks(count, rows * columns):
+        for chunk in _chunks(count, at_once):
             part = images[chunk]
-            padded = scratch("padded", len(part), height + 2, width + 2, inputs)
-            padded.zero_()[:, 1:-1, 1:-1] = part
+            padded = bordered[: len(part)]
+            padded[:, 1:-1, 1:-1] = part
             overlapping = padded.unfold(1, 6, 4).unfold(2, 6, 4).permute(0, 1, 2, 4, 5, 3)
             pixels = scratch("pixels", len(part) * rows * columns, 36, inputs)
             pixels.view(overlapping.shape).copy_(overlapping)
             tiles = torch.bmm(_B.expand(len(pixels), 36, 36), pixels)
-            products = torch.bmm(tiles.transpose(0, 1), filters, out=scratch("products", 36, len(tiles), outputs))
-            made = torch.mm(_A, products.view(36, -1), out=scratch("made", 16, len(tiles) * outputs))
-            blocks[chunk] = made.view(4, 4, -1, rows, columns, outputs).permute(2, 3, 0, 4, 1, 5)
+            products = scratch("products", len(tiles), 36, outputs)
+            torch.bmm(tiles.transpose(0, 1), filters, out=products.transpose(0, 1))
+            made = torch.bmm(_A.expand(len(tiles), 16, 36), products, out=scratch("made", len(tiles), 16, outputs))
+            blocks[chunk] = made.view(-1, rows, columns, 4, 4, outputs).transpose(2, 3)
             if differentiated:  # in here gradients are always off, so that only the caller knows
                 kept.append(tiles)
         context.save_for_backward(filters, *kept)
@@ -145,19 +127,20 @@ class _Convolution(torch.autograd.Function):
         filters_gradient = torch.zeros_like(filters)
         images_gradient = gradient.new_empty(count, height, width, inputs) if context.needs_input_grad[0] else None
         scratch = _Scratch()
-        for chunk, tiles in zip(_chunks(count, rows * columns), kept, strict=True):
-            part = gradient[chunk].permute(0, 1, 3, 2, 4, 5)
+        for chunk, tiles in zip(_chunks(count, _images_at_once(rows * columns)), kept, strict=True):
+            part = gradient[chunk].transpose(2, 3)
             blocks = scratch("blocks", len(tiles), 16, outputs)
             blocks.view(part.shape).copy_(part)
             products = scratch("products", len(tiles), 36, outputs)
             torch.bmm(_A_TRANSPOSED.expand(len(tiles), 36, 16), blocks, out=products)
             filters_gradient.baddbmm_(tiles.permute(1, 2, 0), products.transpose(0, 1))
             if images_gradient is not None:
-                spread = scratch("tiles", 36, len(tiles), inputs)
-                torch.bmm(products.transpose(0, 1), filters.transpose(1, 2), out=spread)
-                pixels = torch.mm(_B_TRANSPOSED, spread.view(36, -1), out=scratch("pixels", 36, len(tiles) * inputs))
-                padded = scratch("padded", len(part), rows + 1, 4, columns + 1, 4, inputs).zero_()
-                _add_overlapping(pixels.view(6, 6, -1, rows, columns, inputs), padded)
+                spread = scratch("tiles", len(tiles), 36, inputs)
+                torch.bmm(products.transpose(0, 1), filters.transpose(1, 2), out=spread.transpose(0, 1))
+                pixels = scratch("pixels", len(tiles), 36, inputs)
+                torch.bmm(_B_TRANSPOSED.expand(len(tiles), 36, 36), spread, out=pixels)
+                padded = scratch("padded", len(part), rows + 1, 4, columns + 1, 4, inputs)
+                _overlap(pixels.view(-1, rows, columns, 6, 6, inputs), padded)
                 whole = padded.view(-1, height + 4, width + 4, inputs)
                 images_gradient[chunk] = whole[:, 1 : height + 1, 1 : width + 1]
         weights_gradient = (_G_TRANSPOSED @ filters_gradient.view(36, -1)).view(3, 3, inputs, outputs)
@@ -180,16 +163,21 @@ class _Scratch:
         return self._buffers[name][:size].view(shape)
 
 
-def _chunks(images: int, tiles: int) -> Iterator[slice]:
-    step = max(1, _TILES // tiles)
-    return (slice(start, min(start + step, images)) for start in range(0, images, step))
+def _images_at_once(tiles: int) -> int:
+    return max(1, _TILES // tiles)
 
 
-def _add_overlapping(tiles: Tensor, pixels: Tensor) -> None:
-    """Add (6, 6, N, rows, columns, C) tiles, of which each shares two pixels with the next, to (N, rows + 1, 4,
-    columns + 1, 4, C) pixels."""
-    tiles = tiles.permute(2, 3, 0, 4, 1, 5)  # (N, rows, 6, columns, 6, C)
-    pixels[:, :-1, :, :-1] += tiles[:, :, :4, :, :4]
+def _chunks(images: int, at_once: int) -> Iterator[slice]:
+    return (slice(start, min(start + at_once, images)) for start in range(0, images, at_once))
+
+
+def _overlap(tiles: Tensor, pixels: Tensor) -> None:
+    """Put (N, rows, columns, 6, 6, C) tiles, of which each shares two pixels with the next, where they are summed, into
+    (N, rows + 1, 4, columns + 1, 4, C) pixels."""
+    tiles = tiles.transpose(2, 3)  # (N, rows, 6, columns, 6, C)
+    pixels[:, -1] = 0
+    pixels[:, :, :, -1] = 0
+    pixels[:, :-1, :, :-1] = tiles[:, :, :4, :, :4]
     pixels[:, 1:, :2, :-1] += tiles[:, :, 4:, :, :4]
     pixels[:, :-1, :, 1:, :2] += tiles[:, :, :4, :, 4:]
     pixels[:, 1:, :2, 1:, :2] += tiles[:, :, 4:, :, 4:]

@@ -51,7 +51,7 @@ class Engine:
             prepared = prepare(params.model_copy(update={"augment": augment}), dataset, *statistics)
             self._add_backend(name, prepared, params, computes)
         self._compute, self._classifier = prepared.compute, prepared.classifier
-        self._chosen = (backend(params.augment, self._compute.device), *_names(self._compute))
+        self._chosen = (backend(params.augment), *_names(self._compute))
         self._epoch_images = prepared.loader.images_per_epoch
 
     def _add_backend(self, name: str, prepared: Prepared, params: Params, computes: list[Compute]) -> None:
@@ -106,7 +106,7 @@ def _backends(params: Params) -> list[str]:
 
 
 def _computes(train: TrainParams) -> list[Compute]:
-    """What `train` asks for, what the hardware has, and fp32 in each way to convolve.
+    """What `train` asks for, what the hardware has, and each precision with torch's own convolutions, too.
 
     bf16 that a CPU only emulates is timed if asked for.
     """
@@ -114,13 +114,13 @@ def _computes(train: TrainParams) -> list[Compute]:
     kind = asked.device.type
     ways = [{"precision": "auto"}, *([{"precision": "fp16"}] if kind == "cuda" else []), {"precision": "fp32"}]
     others = [select(train.model_copy(update={"convolution": "auto", **way})) for way in ways]
-    direct = select(train.model_copy(update={"convolution": "direct", "precision": "fp32"}))
-    return list(dict.fromkeys([asked, *others, direct]))
+    direct = [replace(compute, convolution="direct") for compute in (asked, *others)]
+    return list(dict.fromkeys([asked, *others, *direct]))
 
 
 def _names(compute: Compute) -> tuple[str, str]:
     """Of its precision and of how it convolves."""
-    return NAMES[compute.precision], "winograd" if compute.winograd else "direct"
+    return NAMES[compute.precision], compute.convolution
 
 
 def _run(prepared: Prepared, params: Params) -> Run:

@@ -1,4 +1,4 @@
-"""The report's figures as pictures, for where a picture serves better than a page: the tracker, and DVC's plots."""
+"""The report's figures as pictures, for where a picture serves better than a page: the tracker."""
 
 from __future__ import annotations
 

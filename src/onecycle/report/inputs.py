@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from onecycle import paths
+from onecycle.errors import UserError
 from onecycle.params import Params
+
+T = TypeVar("T")
 
 LIBRARIES = (
     "torch",
-    "torchvision",
     "albumentations",
+    "opencv-python-headless",
     "torch-lr-finder",
     "numpy",
     "scikit-learn",
@@ -71,25 +75,28 @@ class ReportInputs:
 
 
 def read(params: Params) -> ReportInputs:
-    """The workspace's results (see `paths`), and the installed libraries' versions."""
-    with np.load(paths.GALLERY_IMAGES, allow_pickle=False) as arrays:
-        images, cam_predicted, cam_true = (arrays[key] for key in ("images", "cam_predicted", "cam_true"))
+    """The workspace's results (see `paths`), and the installed libraries' versions.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    images, cam_predicted, cam_true = _whole(paths.GALLERY_IMAGES, _arrays)
     return ReportInputs(
         params=params,
         versions={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         stats=_json(paths.STATS_JSON),
-        samples_png=paths.SAMPLES_PNG.read_bytes(),
-        augmented_png=paths.AUGMENTED_PNG.read_bytes(),
-        lr_curve=pd.read_csv(paths.LR_RANGE_CURVE),
+        samples_png=_whole(paths.SAMPLES_PNG, Path.read_bytes),
+        augmented_png=_whole(paths.AUGMENTED_PNG, Path.read_bytes),
+        lr_curve=_whole(paths.LR_RANGE_CURVE, pd.read_csv),
         suggestion=_json(paths.LR_RANGE_SUGGESTION),
-        history=pd.read_csv(paths.HISTORY),
-        schedule=pd.read_csv(paths.SCHEDULE),
+        history=_whole(paths.HISTORY, pd.read_csv),
+        schedule=_whole(paths.SCHEDULE, pd.read_csv),
         train_metrics=_json(paths.TRAIN_METRICS),
-        model_summary=paths.MODEL_SUMMARY.read_text(encoding="utf-8"),
+        model_summary=_whole(paths.MODEL_SUMMARY, lambda path: path.read_text(encoding="utf-8")),
         metrics=_json(paths.EVALUATE_METRICS),
-        per_class=pd.read_csv(paths.PER_CLASS, dtype={"class": str}),
-        confusion=pd.read_csv(paths.CONFUSION, dtype={"actual": str, "predicted": str}),
-        predictions=pd.read_parquet(paths.PREDICTIONS),
+        per_class=_whole(paths.PER_CLASS, lambda path: pd.read_csv(path, dtype={"class": str})),
+        confusion=_whole(paths.CONFUSION, lambda path: pd.read_csv(path, dtype={"actual": str, "predicted": str})),
+        predictions=_whole(paths.PREDICTIONS, pd.read_parquet),
         galleries=_json(paths.GALLERIES),
         gallery_images=images,
         cam_predicted=cam_predicted,
@@ -97,6 +104,17 @@ def read(params: Params) -> ReportInputs:
     )
 
 
+def _whole(path: Path, read_file: Callable[[Path], T]) -> T:
+    try:
+        return read_file(path)
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise UserError(f"{path} is missing or damaged ({error}); `dvc repro` makes it again") from error
+
+
 def _json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    return _whole(path, lambda path: dict(json.loads(path.read_text(encoding="utf-8"))))
+
+
+def _arrays(path: Path) -> list[NDArray[Any]]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return [arrays[key] for key in ("images", "cam_predicted", "cam_true")]

@@ -1,0 +1,120 @@
+"""Convolutions of images in strips: the same values and gradients as one image at a time, and only where they gain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from onecycle import strips
+from onecycle.device import Compute, InPrecision, select
+from onecycle.errors import UserError
+from onecycle.model import build_classifier
+from onecycle.params import Params
+
+MakeParams = Callable[..., Params]
+STRIPS = Compute(torch.device("cpu"), torch.bfloat16, "strips")
+
+
+def whole_numbers(*shape: int, seed: int) -> Tensor:
+    """Small ones, whose products and sums have no rounding in any order."""
+    return torch.randint(-3, 4, shape, generator=torch.Generator().manual_seed(seed)).float()
+
+
+def with_gradients(
+    convolution: Callable[[Tensor, Tensor], Tensor], images: Tensor, weights: Tensor, upstream: Tensor
+) -> tuple[Tensor, ...]:
+    """The result, and its gradients by images and weights."""
+    images, weights = images.detach().requires_grad_(), weights.detach().requires_grad_()
+    result = convolution(images, weights)
+    return (result, *torch.autograd.grad(result, (images, weights), upstream))
+
+
+@pytest.mark.parametrize(
+    ("count", "abreast"), [(64, 32), (1, 1), (7, 1), (24, 8), (0, 32)], ids=lambda value: str(value)
+)
+@pytest.mark.parametrize(("height", "width"), [(4, 4), (8, 8), (3, 5), (1, 1)], ids=lambda value: str(value))
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+def test_values_and_gradients_are_those_of_a_convolution(
+    count: int, abreast: int, height: int, width: int, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = whole_numbers(count, 5, height, width, seed=0).to(memory_format=layout)
+    weights = whole_numbers(6, 5, 3, 3, seed=1).to(memory_format=layout)
+    upstream = whole_numbers(count, 6, height, width, seed=2).to(memory_format=layout)
+    theirs = with_gradients(lambda *given: F.conv2d(*given, padding=1), images, weights, upstream)
+    seen: list[torch.Size] = []
+    plain = torch.conv2d
+    monkeypatch.setattr(
+        torch, "conv2d", lambda *args, **kwargs: (seen.append(args[0].shape), plain(*args, **kwargs))[1]
+    )
+    ours = with_gradients(strips.convolve, images, weights, upstream)
+    assert seen == [(count // abreast, 5, height, abreast * (width + 1))]
+    for name, one, other in zip(("values", "by images", "by weights"), ours, theirs, strict=True):
+        assert torch.equal(one, other), name
+    assert ours[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def seen_by(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """Shapes of the images that `convolve` is given from now on."""
+    shapes: list[torch.Size] = []
+    convolve = strips.convolve
+    monkeypatch.setattr(
+        strips, "convolve", lambda images, weights: (shapes.append(images.shape), convolve(images, weights))[1]
+    )
+    return shapes
+
+
+def test_the_exercise_s_layers_of_8_pixels_and_less_are_taken(
+    small_params: MakeParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    classifier = build_classifier(small_params(**{"model.width": 16}).model, 10, [0.5] * 3, [0.25] * 3)
+    images = torch.randint(256, (4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    shapes = seen_by(monkeypatch)
+    ours = InPrecision(classifier, STRIPS)(images)
+    assert [tuple(shape[1:]) for shape in shapes] == [(64, 8, 8), (128, 4, 4), (128, 4, 4)]
+    theirs = InPrecision(classifier, Compute(torch.device("cpu"), torch.bfloat16))(images)
+    assert len(shapes) == 3
+    torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "side"), [(torch.float32, 4), (torch.bfloat16, 16)], ids=["in fp32", "as wide as a tile"]
+)
+def test_what_does_not_gain_is_left(dtype: torch.dtype, side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = seen_by(monkeypatch)
+    with STRIPS.convolving():
+        F.conv2d(torch.zeros(2, 3, side, side, dtype=dtype), torch.zeros(4, 3, 3, 3, dtype=dtype), padding=1)
+        F.conv2d(torch.zeros(2, 3, 4, 4).bfloat16(), torch.zeros(4, 3, 3, 3).bfloat16(), padding=1, stride=2)
+        F.conv2d(torch.zeros(2, 3, 4, 4).bfloat16(), torch.zeros(4, 3, 1, 1).bfloat16())
+    assert not shapes
+
+
+@pytest.mark.parametrize("amx", [True, False])
+@pytest.mark.parametrize(
+    ("convolution", "taken"), [("auto", None), ("strips", "strips"), ("direct", "direct")], ids=lambda value: str(value)
+)
+def test_auto_takes_it_where_there_is_amx(
+    small_params: MakeParams, convolution: str, taken: str | None, amx: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    changes = {"train.precision": "bf16", "train.convolution": convolution}
+    compute = select(small_params(**changes).train)
+    assert compute.convolution == (taken or ("strips" if amx else "direct"))
+    assert str(compute) == ("cpu, bfloat16, strips" if compute.convolution == "strips" else "cpu, bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [({"train.precision": "fp32"}, "cpu, float32"), ({"train.compile": True}, "cpu, bfloat16, compiled")],
+    ids=["fp32", "compiled"],
+)
+def test_where_it_is_of_no_use_it_is_refused(small_params: MakeParams, changes: dict[str, Any], place: str) -> None:
+    train = small_params(**{"train.precision": "bf16", "train.convolution": "strips", **changes}).train
+    with pytest.raises(UserError, match=f"strips is for CPUs in plain bf16, this is {place}; set it to auto"):
+        select(train)
+    assert select(train.model_copy(update={"convolution": "auto"})).convolution != "strips"
