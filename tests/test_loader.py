@@ -53,12 +53,13 @@ def assert_same(some: list[Batch], others: list[Batch]) -> None:
 def test_loader_processes_change_nothing_however_they_start(
     small_params: MakeParams, digits: Dataset, monkeypatch: pytest.MonkeyPatch, method: str | None
 ) -> None:
-    alone = make_loader(small_params(), digits, 0)
+    params = small_params(**{"augment.backend": "albumentations"})
+    alone = make_loader(params, digits, 0)
     first, second = list(alone.epoch(0)), list(alone.epoch(1))
     assert not torch.equal(first[0][0], second[0][0])
 
     monkeypatch.setattr(loader, "start_method", lambda _device: method)
-    shared = make_loader(small_params(), digits, 2)
+    shared = make_loader(params, digits, 2)
     assert_same(list(shared.epoch(0)), first)
     processes = multiprocessing.active_children()
     assert len(processes) == 2
@@ -88,7 +89,7 @@ if __name__ == "__main__":
     stage.preload_loader_server()
     loader.start_method = lambda device: "forkserver"
     images, labels = np.full((8, 32, 32, 3), 255, np.uint8), np.zeros(8, np.int64)
-    augment = params.load(Path("params.yaml")).augment
+    augment = params.load(Path("params.yaml")).augment.model_copy(update={"backend": "albumentations"})
     device = torch.device("cpu")
     batches = loader.Loader(images, labels, augment, np.ones(3), batch_size=8, seed=0, device=device, workers=1)
     print([int(images.max()) for images, _ in batches.epoch(0)])
@@ -108,7 +109,8 @@ def test_a_signal_to_all_of_its_processes_stops_a_stage_that_loads_with_several(
     workspace: Path, number: signal.Signals
 ) -> None:
     """As Ctrl-C in a terminal, or the end of a batch system's time. SIGTERM ends those that load before the step."""
-    set_params(workspace, {"epochs": 100_000, "runtime.workers": 2, "runtime.checkpoint_seconds": 0.05})
+    loading_apart = {"augment.backend": "albumentations", "runtime.workers": 2}
+    set_params(workspace, {"epochs": 100_000, "runtime.checkpoint_seconds": 0.05, **loading_apart})
     stage = subprocess.Popen(
         [sys.executable, "-m", "stages.train"],
         cwd=workspace,

@@ -73,9 +73,9 @@ NOT_RUN = {
     ),
     "needs runs, a model or pictures that are not here; their own tests have them": (
         "onecycle compare demo longer",
-        "onecycle compare exercise-50k page",
+        "onecycle compare one-sweep-50k page",
         "onecycle compare a1,a2,a3 b1,b2,b3",
-        "onecycle compare exercise-50k workspace",
+        "onecycle compare one-sweep-50k workspace",
         "onecycle gate --baseline demo --candidate longer",
         "onecycle show longer",
         "onecycle gate --baseline main",
@@ -232,7 +232,7 @@ def test_the_params_stage_takes_each_recipe(overrides: dict[str, str], tmp_path:
 def test_each_recipe_trains_on_digits(tmp_path: Path) -> None:
     folder = clone(tmp_path / "repo")
     set_params(folder, {"batch_size": 160})  # a rate of 0.4 is for batches of 512
-    for overrides in (recipes()[name] for name in ("exercise-50k", "page")):
+    for overrides in (recipes()[name] for name in ("one-sweep-50k", "page")):
         changes = [word for key, value in overrides.items() for word in ("-S", f"{key}={value}")]
         command(folder, "dvc", "exp", "run", *changes)
         values = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))

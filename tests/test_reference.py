@@ -345,9 +345,8 @@ def test_every_reader_of_results_finds_it(folder: Path, onecycle: Run) -> None:
 def test_without_a_row_time_and_hardware_are_unknown_and_what_was_known_stays(
     folder: Path, onecycle: Run, evaluated: bool
 ) -> None:
-    row(0, epochs=1)  # the rest of its training is in another row, perhaps of another machine
     _, said, _ = onecycle(folder, "record", "HEAD", "--recipe", "exercise")
-    assert "time and hardware unknown: no row in MLflow has the whole of its training" in said
+    assert "time and hardware unknown: no row in MLflow has its training" in said
     environment = kept(folder, "exercise/seed-0/environment.json")
     assert environment.pop("versions") == {}
     assert set(environment.values()) == {None}
@@ -358,6 +357,19 @@ def test_without_a_row_time_and_hardware_are_unknown_and_what_was_known_stays(
     _, said, _ = onecycle(folder, "record", "HEAD", "--recipe", "exercise")
     assert "trained in 3 min on Some CPU" in said and "README.md: its table is up to date" in said
     assert kept(folder, "exercise/seed-0/environment.json")["training_seconds"] == 180.5
+
+
+def test_of_an_interrupted_training_the_row_in_which_it_ended_tells_the_hardware(folder: Path, onecycle: Run) -> None:
+    row(0, epochs=1)  # the rest of its epochs are in another row, perhaps of another machine
+    _, said, _ = onecycle(folder, "record", "HEAD", "--recipe", "exercise")
+    assert "test accuracy 94.00 %, trained on Some CPU, 2 cores, bfloat16" in said
+    environment = kept(folder, "exercise/seed-0/environment.json")
+    assert (environment["processor"], environment["versions"]) == ("Some CPU", {"torch": "2.15.0"})
+    assert environment["training_seconds"] is None
+    [table_row] = [
+        line for line in (folder / "README.md").read_text(encoding="utf-8").splitlines() if "Some CPU" in line
+    ]
+    assert "| – | Some CPU, 2 cores, bfloat16 |" in table_row
 
 
 def _absent(folder: Path) -> None:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -67,14 +63,14 @@ def test_it_learns_digits(small_params: MakeParams, digits: Dataset) -> None:
     [
         {},
         {"model.dropout": 0.2, "train.keep": "best"},
-        {"augment.backend": "batched", "train.precision": "bf16"},
+        {"train.precision": "bf16"},
         {"optimizer.name": "sgd", "one_cycle.cycle_momentum": False, "optimizer.l1": 0.0001},
         {"optimizer.name": "adamw", "model.name": "resnet18", "train.label_smoothing": 0.1},
-        {"runtime.workers": 2},
+        {"augment.backend": "albumentations", "runtime.workers": 2},
         {"model.width": 16, "train.convolution": "winograd", "train.threads": 2},
         {"train.precision": "bf16", "train.convolution": "strips"},
     ],
-    ids=["plain", "dropout", "batched-bf16", "sgd", "adamw-resnet18", "workers", "winograd", "strips"],
+    ids=["plain", "dropout", "bf16", "sgd", "adamw-resnet18", "workers", "winograd", "strips"],
 )
 def test_repeated_or_interrupted_it_is_the_same_to_the_bit(
     small_params: MakeParams, digits: Dataset, changes: dict[str, Any]
@@ -122,7 +118,8 @@ def test_the_seed_matters(small_params: MakeParams, digits: Dataset) -> None:
 
 
 def test_workers_change_nothing(small_params: MakeParams, digits: Dataset) -> None:
-    results = [outcome(make_run(small_params(**{"runtime.workers": n}), digits)) for n in (0, 1, 2)]
+    loading = {"augment.backend": "albumentations"}
+    results = [outcome(make_run(small_params(**loading, **{"runtime.workers": n}), digits)) for n in (0, 1, 2)]
     for history, weights in results[1:]:
         assert history == results[0][0]
         assert_equal(weights, results[0][1])
@@ -184,16 +181,20 @@ def test_without_a_validation_split_curves_are_the_test_set_s(small_params: Make
 
 
 def test_keep_best_keeps_the_best_validation_epoch(small_params: MakeParams, digits: Dataset) -> None:
+    """Until a case got worse at its end, which the CPU's rounding decides at so high a rate."""
     changes = {"one_cycle.max_lr": 0.3, "one_cycle.div_factor": 1, "optimizer.weight_decay": 0.0001}
-    params = small_params(epochs=4, **{"train.keep": "best"}, **changes)
-    run = make_run(params, digits)
-    after = {
-        epoch.epoch: (epoch, {k: v.clone() for k, v in run.classifier.state_dict().items()}) for epoch in run.epochs()
-    }
-    kept, weights = run.kept_weights()
-    assert after[kept][0].held_out_accuracy == max(epoch.held_out_accuracy for epoch, _ in after.values())
-    assert kept != 4, "the case is meant to get worse at its end"
-    assert_equal(weights, after[kept][1])
+    for seed in range(10):
+        run = make_run(small_params(seed=seed, epochs=4, **{"train.keep": "best"}, **changes), digits)
+        after = {
+            epoch.epoch: (epoch.held_out_accuracy, {k: v.clone() for k, v in run.classifier.state_dict().items()})
+            for epoch in run.epochs()
+        }
+        kept, weights = run.kept_weights()
+        assert after[kept][0] == max(accuracy for accuracy, _ in after.values())
+        assert_equal(weights, after[kept][1])
+        if kept != 4:
+            return
+    pytest.fail("none of ten cases got worse at its end")
 
 
 def test_patience_ends_training(small_params: MakeParams, digits: Dataset) -> None:
@@ -440,32 +441,21 @@ def test_l1_is_the_sum_of_decayed_weights(small_params: MakeParams) -> None:
     assert l1_penalty(layer, small_params().optimizer) is None
 
 
-ONE_KERNEL_FOR_ALL = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE"}
-"""Read when torch is loaded: with them and without oneDNN an x86 is to compute the same whatever it could do."""
-
-
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the losses are of x86 kernels")
-@pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")  # torch's, where oneDNN is switched off
 def test_golden_losses(small_params: MakeParams, digits: Dataset) -> None:
-    """Twenty seeded fp32 steps; a refactor that moves one of these losses is not a refactor.
+    """Twenty seeded steps; a refactor that moves one of these losses is not a refactor.
 
-    Other kernels round otherwise, and within ten steps that is another training, so the test chooses them.
+    In float64: the last bits differ between CPUs, and in float32 that is another training within ten steps.
     """
-    if not ONE_KERNEL_FOR_ALL.items() <= os.environ.items():
-        again = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"{__file__}::test_golden_losses"]
-        done = subprocess.run(again, env=os.environ | ONE_KERNEL_FOR_ALL, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout
-        return
     recipe = {"one_cycle.div_factor": 10, "optimizer.weight_decay": 0.0001, "train.label_smoothing": 0.0}
     run = make_run(small_params(**recipe), digits)
+    run.classifier.double()
     sums: list[float] = []
-    with torch.backends.mkldnn.flags(enabled=False):
-        list(run.epochs(lambda: sums.append(float(run.state.loss_sum))))
+    list(run.epochs(lambda: sums.append(float(run.state.loss_sum))))
     losses = [
         (after - before) / 32 for epoch in (0, 9, 18) for before, after in pairwise([0.0, *sums[epoch : epoch + 9]])
     ]
-    assert losses[:20] == pytest.approx(GOLDEN, abs=2e-3)
+    assert losses[:20] == pytest.approx(GOLDEN, abs=1e-4)
 
 
-GOLDEN = [3.2403, 3.0701, 2.6546, 2.5209, 2.5991, 2.4151, 2.5776, 2.1024, 2.1759, 2.0389]
-GOLDEN += [1.9975, 2.1893, 1.8349, 2.0981, 2.0583, 1.7766, 1.6927, 1.7023, 1.6314, 1.5112]
+GOLDEN = [3.28749, 3.02113, 2.61945, 2.48770, 2.59512, 2.33390, 2.38078, 2.30224, 2.37600, 2.11475]
+GOLDEN += [2.23173, 2.04906, 1.96920, 2.02686, 2.26192, 2.09832, 1.90037, 1.77367, 1.53929, 1.85238]

@@ -114,7 +114,8 @@ def environment(place: Place, model: str | None, trainings: Mapping[str, Trainin
         name.removeprefix("version."): value for name, value in training.tags.items() if name.startswith("version.")
     }
     fields: dict[str, Any] = {name: training.tags.get(tag) for name, tag in _TAGS.items()}
-    return Environment(**fields, versions=dict(sorted(versions.items())), training_seconds=round(training.seconds, 1))
+    seconds = None if training.seconds is None else round(training.seconds, 1)
+    return Environment(**fields, versions=dict(sorted(versions.items())), training_seconds=seconds)
 
 
 def kept_environment(place: Place) -> Environment:

@@ -122,7 +122,7 @@ def _params(place: Place) -> bytes:
 def _trainings() -> tuple[Mapping[str, Training], str]:
     """What rows tell, and why they do not."""
     try:
-        return trainings(), "no row in MLflow has the whole of its training"
+        return trainings(), "no row in MLflow has its training"
     except StoreError as error:
         return {}, str(error)
 
@@ -150,9 +150,11 @@ def _json(tree: object) -> bytes:
 
 def _told(results: Results, trained: Environment, trouble: str) -> str:
     accuracy = f"test accuracy {percent(results.metrics['accuracy'])}"
-    if trained.training_seconds is None:
+    if trained.hardware is None:
         return f"{accuracy}; time and hardware unknown: {trouble}"
     uncommitted = [file for file in (trained.changed or "").split(", ") if file.startswith(CODE)]
     lacks = f"; commit {str(trained.commit)[:12]} lacks what it changed of {', '.join(uncommitted)}"
-    told = f"{accuracy}, trained in {duration(trained.training_seconds)} on {trained.hardware}"
+    seconds = trained.training_seconds
+    taken = "trained" if seconds is None else f"trained in {duration(seconds)}"
+    told = f"{accuracy}, {taken} on {trained.hardware}"
     return told + (lacks if uncommitted else "")

@@ -54,16 +54,19 @@ class Engine:
         self._chosen = (backend(params.augment), *_names(self._compute))
         self._epoch_images = prepared.loader.images_per_epoch
 
-    def _add_backend(self, name: str, prepared: Prepared, params: Params, computes: list[Compute]) -> None:
+    def _add_backend(self, name: str, prepared: Prepared, params: Params, trained: list[Compute]) -> None:
         device, batch = prepared.compute.device, params.batch_size
         prefetched = 2 * worker_count(params.runtime.workers, device) if name == "albumentations" else 0
         self._tasks["input", name] = Task(batch, _reading(prepared.loader, device, prefetched))
         pixels, labels = prepared.loader.blank()  # an epoch's would start loader processes amid the capture of a graph
         example = torch.randint_like(pixels, 256), labels
-        for compute in computes:
+        # torch's own convolutions, too, but without input, lest a benchmark on a CPU have time for a single round
+        direct = [replace(compute, convolution="direct") for compute in trained]
+        for compute in dict.fromkeys([*trained, *direct]):
             run = _run(replace(prepared, compute=compute), params)
             names = _names(compute)
-            self._tasks["training", name, *names] = Task(batch, _training(run, prepared.loader, device, prefetched))
+            if compute in trained:
+                self._tasks["training", name, *names] = Task(batch, _training(run, prepared.loader, device, prefetched))
             if ("network", *names) not in self._tasks:
                 self._tasks["network", *names] = Task(batch, _network(run, example, device))
             if ("matrix", names[0]) not in self._tasks:
@@ -106,16 +109,12 @@ def _backends(params: Params) -> list[str]:
 
 
 def _computes(train: TrainParams) -> list[Compute]:
-    """What `train` asks for, what the hardware has, and each precision with torch's own convolutions, too.
-
-    bf16 that a CPU only emulates is timed if asked for.
-    """
+    """What `train` asks for, and what the hardware has; bf16 that a CPU only emulates is timed if asked for."""
     asked = select(train)
     kind = asked.device.type
     ways = [{"precision": "auto"}, *([{"precision": "fp16"}] if kind == "cuda" else []), {"precision": "fp32"}]
     others = [select(train.model_copy(update={"convolution": "auto", **way})) for way in ways]
-    direct = [replace(compute, convolution="direct") for compute in (asked, *others)]
-    return list(dict.fromkeys([asked, *others, *direct]))
+    return list(dict.fromkeys([asked, *others]))
 
 
 def _names(compute: Compute) -> tuple[str, str]:
@@ -199,8 +198,8 @@ def _training(run: Run, loader: Loader, device: torch.device, prefetched: int) -
 
 
 def _matrix(compute: Compute) -> Task:
-    """Products of two big random square matrices."""
-    side = 8192 if compute.device.type == "cuda" else 2048
+    """Products of two random square matrices: big ones, but on a CPU none that leave its cache."""
+    side = 8192 if compute.device.type == "cuda" else 1024
     generator = torch.Generator(compute.device).manual_seed(0)  # zeros would run faster than what a network multiplies
     left, right = (
         torch.randn(side, side, device=compute.device, dtype=compute.precision, generator=generator) for _ in range(2)

@@ -161,7 +161,7 @@ def page(document: Mapping[str, Any]) -> Page:
 
 
 def _arithmetic(figure: Mapping[str, Any]) -> str:
-    """Short, since Winograd's convolutions are there in fp32 only."""
+    """Short, since Winograd's convolutions are there in fp32 only, and strips in bf16."""
     return str(figure["precision"] if figure["convolution"] == "direct" else figure["convolution"])
 
 

@@ -21,10 +21,11 @@ EPOCHS = "train/epochs"
 
 
 class Training(NamedTuple):
-    """One training, from its first epoch to its last, as its row tells it."""
+    """One training, as the row in which it ended tells it."""
 
-    seconds: float
-    """That its epochs took, validation and checkpoints included."""
+    seconds: float | None
+    """That its epochs took, validation and checkpoints included; None where it was interrupted, and earlier ones are in
+    other rows, perhaps of other machines."""
     tags: Mapping[str, str]
     """Of the row: device, machine, versions, commit."""
 
@@ -32,17 +33,16 @@ class Training(NamedTuple):
 def trainings() -> dict[str, Training]:
     """MD5 of a models/model.pt → how it was trained.
 
-    A training that was interrupted is left out: its epochs are in several rows, perhaps of several machines.
-
     Raises:
         StoreError: the store cannot be asked.
     """
-    return _in_journals() | _in_store()
+    found = _in_store()
+    _add_in_journals(found)
+    return found
 
 
-def _in_journals() -> dict[str, Training]:
+def _add_in_journals(found: dict[str, Training]) -> None:
     """Of rows that wait to be sent."""
-    found: dict[str, Training] = {}
     for journal in all_journals():
         with suppress(StoreError):  # of another version, or damaged, which `sync` tells
             state = RowState.of(journal)
@@ -53,9 +53,8 @@ def _in_journals() -> dict[str, Training]:
             }
             evaluated = state.model.md5 if state.model else None
             md5 = state.tags.get(TRAINED_TAG, evaluated)
-            if md5 and _whole(epochs, state.metrics):
-                found[md5] = Training(sum(epochs.values()), state.tags)
-    return found
+            if md5:
+                _add(found, md5, epochs, state.metrics, state.tags)
 
 
 def _in_store() -> dict[str, Training]:
@@ -64,24 +63,30 @@ def _in_store() -> dict[str, Training]:
         return {}
     found: dict[str, Training] = {}
     for name, number in experiments(client):
-        found |= _of(client, name, number)
+        _add_of(client, name, number, found)
     return found
 
 
-def _of(client: MlflowClient, name: str, number: str) -> dict[str, Training]:
+def _add_of(client: MlflowClient, name: str, number: str, found: dict[str, Training]) -> None:
     """Of the rows of an experiment, after which the registered model is named, too."""
     with guarded():
         versions = client.search_model_versions(f"name = '{name}'")
         models = {f"{name}/{version.version}": version.tags.get(MD5_TAG) for version in versions}
-        found: dict[str, Training] = {}
         for run in all_runs(client, [number], f"metrics.`{EPOCH_SECONDS}` > 0"):
             md5 = run.data.tags.get(TRAINED_TAG) or models.get(run.data.tags.get(VERSION_TAG, ""))
             epochs = {point.step: point.value for point in client.get_metric_history(run.info.run_id, EPOCH_SECONDS)}
-            if md5 and _whole(epochs, run.data.metrics):
-                found[md5] = Training(sum(epochs.values()), run.data.tags)
-    return found
+            if md5:
+                _add(found, md5, epochs, run.data.metrics, run.data.tags)
 
 
-def _whole(epochs: Mapping[int, float], metrics: Mapping[str, float]) -> bool:
-    """Whether a row saw every epoch of its training."""
-    return bool(epochs) and len(epochs) == metrics.get(EPOCHS)
+def _add(
+    found: dict[str, Training],
+    md5: str,
+    epochs: Mapping[int, float],
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+) -> None:
+    """A row that has any of the epochs of the training whose model it names; one that has them all comes first."""
+    whole = len(epochs) == metrics.get(EPOCHS)
+    if epochs and (whole or md5 not in found):
+        found[md5] = Training(sum(epochs.values()) if whole else None, tags)
