@@ -132,9 +132,11 @@ def soak(workspace: Path, experiments: int, chance: random.Random, seconds: floa
 
 
 def queue(workspace: Path, name: str) -> None:
-    """Queue an experiment: a range test, training, and what follows, with another seed."""
+    """Queue an experiment: a range test, training, and what follows, with another seed and split."""
     seed = name.removeprefix("soak-")
-    command(workspace, "dvc", "exp", "run", "--queue", "--name", name, "-S", f"seed={seed}")
+    command(
+        workspace, "dvc", "exp", "run", "--queue", "--name", name, "-S", f"seed={seed}", "-S", f"data.split_seed={seed}"
+    )
 
 
 def processes(workspace: Path) -> list[tuple[psutil.Process, str]]:

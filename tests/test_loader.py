@@ -144,3 +144,9 @@ def test_loader_processes_take_half_of_the_cores_that_are_left_to_the_stage(monk
         5,
         0,
     )
+
+
+def test_albumentations_is_for_what_batches_cannot(small_params: MakeParams) -> None:
+    assert loader.backend(small_params().augment) == "batched"
+    assert loader.backend(small_params(**{"augment.shift_scale_rotate_probability": 0.5}).augment) == "albumentations"
+    assert loader.backend(small_params(**{"augment.backend": "albumentations"}).augment) == "albumentations"

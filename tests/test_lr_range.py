@@ -16,10 +16,12 @@ import pandas as pd
 import pytest
 import torch
 import torch_lr_finder
+from conftest import command, set_params
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onecycle import paths
 from onecycle.lr_range import Curve, mean_curve, range_test
 from onecycle.params import LRRangeParams, load
 from onecycle.suggestion import suggest
@@ -212,6 +214,19 @@ def test_the_mean_ends_where_the_first_sweep_broke_down() -> None:
 
 def test_the_same_sweep_gives_the_same_bytes(real_curve: Curve) -> None:
     assert sweep().to_frame(3.0).to_csv() == real_curve.to_frame(3.0).to_csv()
+
+
+def test_the_stage_s_sweeps_start_from_the_same_weights_whatever_the_seed(workspace: Path) -> None:
+    def curve(**changes: object) -> bytes:
+        set_params(workspace, changes)
+        command(workspace, "python", "-m", "stages.lr_range", ONECYCLE_TRACKING="off")
+        return (workspace / paths.LR_RANGE_CURVE).read_bytes()
+
+    kept = (workspace / paths.LR_RANGE_CURVE).read_bytes()
+    assert curve(seed=5) == kept
+    one = curve(**{"lr_range.sweeps": 1})
+    assert one != kept
+    assert curve(seed=0) == one
 
 
 # the curve

@@ -59,7 +59,6 @@ NOT_RUN = {
         ".venv/bin/pre-commit install",
     ),
     "trains; a slow test here, or test_pipeline, test_queue, test_replicate and test_reproduce do it": (
-        "dvc exp run -S data.validation_fraction=0",
         "dvc exp apply demo",
         "dvc exp run --name longer -S epochs=8",
         "dvc exp run -S epochs=12 -S one_cycle.max_at_epoch=3",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -87,11 +88,15 @@ def test_the_exercise_s_layers_of_8_pixels_and_less_are_taken(
 )
 def test_what_does_not_gain_is_left(dtype: torch.dtype, side: int, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = seen_by(monkeypatch)
+    layer = partial(torch.nn.Conv2d, 3, 4, bias=False)
+    small = torch.zeros(2, 3, 4, 4, dtype=torch.bfloat16)
     with STRIPS.convolving():
-        F.conv2d(torch.zeros(2, 3, side, side, dtype=dtype), torch.zeros(4, 3, 3, 3, dtype=dtype), padding=1)
-        F.conv2d(torch.zeros(2, 3, 4, 4).bfloat16(), torch.zeros(4, 3, 3, 3).bfloat16(), padding=1, stride=2)
-        F.conv2d(torch.zeros(2, 3, 4, 4).bfloat16(), torch.zeros(4, 3, 1, 1).bfloat16())
-    assert not shapes
+        layer(3, padding=1, dtype=dtype)(torch.zeros(2, 3, side, side, dtype=dtype))
+        layer(3, padding=1, stride=2, dtype=small.dtype)(small)
+        layer(1, dtype=small.dtype)(small)
+        assert not shapes
+        layer(3, padding=1, dtype=small.dtype)(small)
+    assert shapes == [small.shape]
 
 
 @pytest.mark.parametrize("amx", [True, False])

@@ -444,7 +444,8 @@ def test_l1_is_the_sum_of_decayed_weights(small_params: MakeParams) -> None:
 def test_golden_losses(small_params: MakeParams, digits: Dataset) -> None:
     """Twenty seeded steps; a refactor that moves one of these losses is not a refactor.
 
-    In float64: the last bits differ between CPUs, and in float32 that is another training within ten steps.
+    In float64 up to the logits: the last bits differ between CPUs, and in float32 that is another training within ten
+    steps.
     """
     recipe = {"one_cycle.div_factor": 10, "optimizer.weight_decay": 0.0001, "train.label_smoothing": 0.0}
     run = make_run(small_params(**recipe), digits)

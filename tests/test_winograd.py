@@ -40,8 +40,8 @@ def direct(images: Tensor, weights: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     "shape",
-    [(1, 1, 1, 4, 4), (2, 3, 5, 8, 12), (5, 64, 96, 32, 32), (300, 8, 4, 4, 4), (37, 6, 7, 16, 8), (0, 3, 4, 8, 8)],
-    ids=["one tile", "wide", "chunks of four", "two chunks", "a last chunk that is smaller", "no images"],
+    [(1, 1, 1, 4, 4), (2, 3, 5, 8, 12), (9, 64, 96, 32, 32), (600, 8, 4, 4, 4), (69, 6, 7, 16, 8), (0, 3, 4, 8, 8)],
+    ids=["one tile", "wide", "chunks of eight", "two chunks", "a last chunk that is smaller", "no images"],
 )
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 def test_values_and_gradients_are_those_of_a_convolution(

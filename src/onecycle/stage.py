@@ -80,7 +80,7 @@ def _more_memory(name: str, params: Params, error: Exception) -> str:
     size = int(str(flatten(params)[key]))
     less = f"set {key} to {max(size // 2, 1)}"
     on_gpu = any(word in str(error).upper() for word in ("CUDA", "CUDNN", "CUBLAS", "ENGINE", "MPS"))
-    if key == "batch_size" and not on_gpu and params.train.convolution != "direct":
+    if key == "batch_size" and not on_gpu and params.train.convolution not in ("direct", "strips"):
         less += " or, in fp32, train.convolution to direct"
     return f"{name} ran out of memory with {key} {size}; {again}, or {less}"
 

@@ -1,4 +1,4 @@
-"""The pipeline's engine in parts and as a whole, in every backend, precision and way to convolve this device has."""
+"""The pipeline's engine in parts and as a whole, in every backend and precision that this device has."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -107,7 +108,7 @@ def read(params: Params) -> ReportInputs:
 def _whole(path: Path, read_file: Callable[[Path], T]) -> T:
     try:
         return read_file(path)
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is missing or damaged ({error}); `dvc repro` makes it again") from error
 
 
