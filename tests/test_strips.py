@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from convolution_case import given_to, with_gradients
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,15 +25,6 @@ STRIPS = Compute(torch.device("cpu"), torch.bfloat16, "strips")
 def whole_numbers(*shape: int, seed: int) -> Tensor:
     """Small ones, whose products and sums have no rounding in any order."""
     return torch.randint(-3, 4, shape, generator=torch.Generator().manual_seed(seed)).float()
-
-
-def with_gradients(
-    convolution: Callable[[Tensor, Tensor], Tensor], images: Tensor, weights: Tensor, upstream: Tensor
-) -> tuple[Tensor, ...]:
-    """The result, and its gradients by images and weights."""
-    images, weights = images.detach().requires_grad_(), weights.detach().requires_grad_()
-    result = convolution(images, weights)
-    return (result, *torch.autograd.grad(result, (images, weights), upstream))
 
 
 @pytest.mark.parametrize(
@@ -59,25 +51,15 @@ def test_values_and_gradients_are_those_of_a_convolution(
     assert ours[0].is_contiguous(memory_format=torch.channels_last)
 
 
-def seen_by(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
-    """Shapes of the images that `convolve` is given from now on."""
-    shapes: list[torch.Size] = []
-    convolve = strips.convolve
-    monkeypatch.setattr(
-        strips, "convolve", lambda images, weights: (shapes.append(images.shape), convolve(images, weights))[1]
-    )
-    return shapes
-
-
 def test_the_exercise_s_layers_of_8_pixels_and_less_are_taken(
     small_params: MakeParams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
     classifier = build_classifier(small_params(**{"model.width": 16}).model, 10, [0.5] * 3, [0.25] * 3)
     images = torch.randint(256, (4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    shapes = seen_by(monkeypatch)
+    shapes = given_to(strips, monkeypatch)
     ours = InPrecision(classifier, STRIPS)(images)
-    assert [tuple(shape[1:]) for shape in shapes] == [(64, 8, 8), (128, 4, 4), (128, 4, 4)]
+    assert [tuple(images[1:]) for images, _ in shapes] == [(64, 8, 8), (128, 4, 4), (128, 4, 4)]
     theirs = InPrecision(classifier, Compute(torch.device("cpu"), torch.bfloat16))(images)
     assert len(shapes) == 3
     torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02)
@@ -87,7 +69,7 @@ def test_the_exercise_s_layers_of_8_pixels_and_less_are_taken(
     ("dtype", "side"), [(torch.float32, 4), (torch.bfloat16, 16)], ids=["in fp32", "as wide as a tile"]
 )
 def test_what_does_not_gain_is_left(dtype: torch.dtype, side: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes = seen_by(monkeypatch)
+    shapes = given_to(strips, monkeypatch)
     layer = partial(torch.nn.Conv2d, 3, 4, bias=False)
     small = torch.zeros(2, 3, 4, 4, dtype=torch.bfloat16)
     with STRIPS.convolving():
@@ -96,7 +78,7 @@ def test_what_does_not_gain_is_left(dtype: torch.dtype, side: int, monkeypatch: 
         layer(1, dtype=small.dtype)(small)
         assert not shapes
         layer(3, padding=1, dtype=small.dtype)(small)
-    assert shapes == [small.shape]
+    assert [images for images, _ in shapes] == [small.shape]
 
 
 @pytest.mark.parametrize("amx", [True, False])

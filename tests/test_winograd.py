@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from convolution_case import given_to, with_gradients
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,15 +24,6 @@ WINOGRAD = Compute(torch.device("cpu"), torch.float32, "winograd")
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def with_gradients(
-    convolution: Callable[[Tensor, Tensor], Tensor], images: Tensor, weights: Tensor, upstream: Tensor
-) -> tuple[Tensor, ...]:
-    """The result, and its gradients by images and weights."""
-    images, weights = images.detach().requires_grad_(), weights.detach().requires_grad_()
-    result = convolution(images, weights)
-    return (result, *torch.autograd.grad(result, (images, weights), upstream.to(result.dtype)))
 
 
 def direct(images: Tensor, weights: Tensor) -> Tensor:
@@ -73,18 +65,6 @@ def test_the_result_may_be_changed_in_place() -> None:
     assert weights.grad is not None and convolve(images, weights).is_contiguous(memory_format=torch.channels_last)
 
 
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
-    """Shapes of the weights that `convolve` is given from now on."""
-    shapes: list[torch.Size] = []
-
-    def convolve_and_count(images: Tensor, weights: Tensor) -> Tensor:
-        shapes.append(weights.shape)
-        return convolve(images, weights)
-
-    monkeypatch.setattr(winograd, "convolve", convolve_and_count)
-    return shapes
-
-
 @pytest.mark.parametrize(
     ("changes", "taken"),
     [
@@ -106,7 +86,7 @@ def test_the_mode_takes_what_gains_by_it(changes: dict[str, Any], taken: bool, m
     torch.manual_seed(187)  # of 400, the weights whose rounding keeps furthest from the bounds; some cross them
     layer = torch.nn.Conv2d(**{**common, "bias": False, **changes})
     images = random(2, layer.in_channels, 8, 8).to(layer.weight.dtype)
-    shapes = counted(monkeypatch)
+    shapes = given_to(winograd, monkeypatch)
     with WINOGRAD.convolving():
         ours = layer(images)
     assert bool(shapes) == taken
@@ -118,7 +98,7 @@ def test_the_mode_takes_what_gains_by_it(changes: dict[str, Any], taken: bool, m
 @pytest.mark.parametrize("side", [6, 7])
 def test_the_mode_leaves_sides_that_tiles_do_not_fill(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = torch.nn.Conv2d(FEWEST_CHANNELS, FEWEST_CHANNELS, 3, padding=1, bias=False)
-    shapes = counted(monkeypatch)
+    shapes = given_to(winograd, monkeypatch)
     with WINOGRAD.convolving():
         layer(random(1, FEWEST_CHANNELS, side, 8))
         layer(random(1, FEWEST_CHANNELS, 8, side))
@@ -131,10 +111,10 @@ def test_all_of_the_exercise_s_network_but_its_first_layer_is_taken(
     torch.manual_seed(0)
     classifier = build_classifier(small_params(**{"model.width": 64}).model, 10, [0.5] * 3, [0.25] * 3).eval()
     images = torch.randint(256, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    shapes = counted(monkeypatch)
+    shapes = given_to(winograd, monkeypatch)
     with torch.inference_mode():
         ours = InPrecision(classifier, WINOGRAD)(images)
-        assert [shape[0] for shape in shapes] == [128, 128, 128, 256, 512, 512, 512]
+        assert [weights[0] for _, weights in shapes] == [128, 128, 128, 256, 512, 512, 512]
         theirs = InPrecision(classifier, Compute(torch.device("cpu"), torch.float32))(images)
     assert len(shapes) == 7
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)

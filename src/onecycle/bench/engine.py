@@ -63,8 +63,10 @@ class Engine:
         # torch's own convolutions, too, but without input, lest a benchmark on a CPU have time for a single round
         direct = [replace(compute, convolution="direct") for compute in trained]
         for compute in dict.fromkeys([*trained, *direct]):
-            run = _run(replace(prepared, compute=compute), params)
             names = _names(compute)
+            if compute not in trained and ("network", *names) in self._tasks:
+                continue
+            run = _run(replace(prepared, compute=compute), params)
             if compute in trained:
                 self._tasks["training", name, *names] = Task(batch, _training(run, prepared.loader, device, prefetched))
             if ("network", *names) not in self._tasks:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 from onecycle.tracking.errors import StoreError, guarded
@@ -36,12 +37,14 @@ def trainings() -> dict[str, Training]:
     Raises:
         StoreError: the store cannot be asked.
     """
-    found = _in_store()
-    _add_in_journals(found)
+    found: dict[str, Training] = {}
+    for md5, training in chain(_in_journals(), _in_store()):
+        if training.seconds is not None or md5 not in found:  # a row that has all of its epochs comes first
+            found[md5] = training
     return found
 
 
-def _add_in_journals(found: dict[str, Training]) -> None:
+def _in_journals() -> Iterator[tuple[str, Training]]:
     """Of rows that wait to be sent."""
     for journal in all_journals():
         with suppress(StoreError):  # of another version, or damaged, which `sync` tells
@@ -53,21 +56,18 @@ def _add_in_journals(found: dict[str, Training]) -> None:
             }
             evaluated = state.model.md5 if state.model else None
             md5 = state.tags.get(TRAINED_TAG, evaluated)
-            if md5:
-                _add(found, md5, epochs, state.metrics, state.tags)
+            if md5 and epochs:
+                yield md5, _training(epochs, state.metrics, state.tags)
 
 
-def _in_store() -> dict[str, Training]:
+def _in_store() -> Iterator[tuple[str, Training]]:
     client = existing_client()
-    if client is None:
-        return {}
-    found: dict[str, Training] = {}
-    for name, number in experiments(client):
-        _add_of(client, name, number, found)
-    return found
+    if client is not None:
+        for name, number in experiments(client):
+            yield from _of(client, name, number)
 
 
-def _add_of(client: MlflowClient, name: str, number: str, found: dict[str, Training]) -> None:
+def _of(client: MlflowClient, name: str, number: str) -> Iterator[tuple[str, Training]]:
     """Of the rows of an experiment, after which the registered model is named, too."""
     with guarded():
         versions = client.search_model_versions(f"name = '{name}'")
@@ -75,18 +75,10 @@ def _add_of(client: MlflowClient, name: str, number: str, found: dict[str, Train
         for run in all_runs(client, [number], f"metrics.`{EPOCH_SECONDS}` > 0"):
             md5 = run.data.tags.get(TRAINED_TAG) or models.get(run.data.tags.get(VERSION_TAG, ""))
             epochs = {point.step: point.value for point in client.get_metric_history(run.info.run_id, EPOCH_SECONDS)}
-            if md5:
-                _add(found, md5, epochs, run.data.metrics, run.data.tags)
+            if md5 and epochs:
+                yield md5, _training(epochs, run.data.metrics, run.data.tags)
 
 
-def _add(
-    found: dict[str, Training],
-    md5: str,
-    epochs: Mapping[int, float],
-    metrics: Mapping[str, float],
-    tags: Mapping[str, str],
-) -> None:
-    """A row that has any of the epochs of the training whose model it names; one that has them all comes first."""
-    whole = len(epochs) == metrics.get(EPOCHS)
-    if epochs and (whole or md5 not in found):
-        found[md5] = Training(sum(epochs.values()) if whole else None, tags)
+def _training(epochs: Mapping[int, float], metrics: Mapping[str, float], tags: Mapping[str, str]) -> Training:
+    """As a row tells it that has these epochs' seconds."""
+    return Training(sum(epochs.values()) if len(epochs) == metrics.get(EPOCHS) else None, tags)
