@@ -372,6 +372,16 @@ def test_of_an_interrupted_training_the_row_in_which_it_ended_tells_the_hardware
     assert "| – | Some CPU, 2 cores, bfloat16 |" in table_row
 
 
+def test_a_row_that_tells_less_takes_nothing_from_what_is_kept(folder: Path, onecycle: Run) -> None:
+    row(0)
+    onecycle(folder, "record", "HEAD", "--recipe", "exercise")
+    shutil.rmtree(folder / ".state")
+    row(0, epochs=1)  # the same model, made again elsewhere with an interruption
+    _, said, _ = onecycle(folder, "record", "HEAD", "--recipe", "exercise")
+    assert "trained in 3 min on Some CPU" in said
+    assert kept(folder, "exercise/seed-0/environment.json")["training_seconds"] == 180.5
+
+
 def _absent(folder: Path) -> None:
     shutil.rmtree(folder / paths.EVALUATE)
 

@@ -54,8 +54,9 @@ def record(name: str, recipe: str) -> str:
     outputs = {path.as_posix(): md5_of(files[path]) for path in provenance.KEPT}
     known, trouble = _trainings()
     trained = provenance.environment(place, made.model, known)
-    if trained == Environment():  # no row tells: what one told when it was recorded first
-        trained = provenance.kept_environment(Place.at(target))
+    if trained.training_seconds is None:  # no row tells all: what one told when it was recorded before
+        kept = provenance.kept_environment(Place.at(target))
+        trained = trained if kept == Environment() else kept
     files[provenance.ENVIRONMENT] = _json(asdict(trained))
     files[provenance.HASHES] = _json({"outputs": outputs | dict(made.outputs), "code": made.code})
     _write(target, files)
