@@ -38,7 +38,7 @@ def trainings() -> dict[str, Training]:
         StoreError: the store cannot be asked.
     """
     found: dict[str, Training] = {}
-    for md5, training in chain(_in_journals(), _in_store()):
+    for md5, training in chain(_in_store(), _in_journals()):
         if training.seconds is not None or md5 not in found:  # a row that has all of its epochs comes first
             found[md5] = training
     return found
