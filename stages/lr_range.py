@@ -13,7 +13,7 @@ from onecycle.lr_range import Curve, mean_curve, range_test
 from onecycle.optimizer import build_optimizer, l1_penalty
 from onecycle.params import Params
 from onecycle.png import save_png
-from onecycle.preparation import prepare
+from onecycle.preparation import Prepared, prepare
 from onecycle.stage import run
 from onecycle.suggestion import suggest
 from onecycle.tracking import Row
@@ -21,8 +21,9 @@ from onecycle.tracking import Row
 
 def main(params: Params, row: Row) -> None:
     """Read images and statistics; write curve.csv, suggestion.json and curve.png."""
+    dataset, statistics = data.load(paths.DATASET), data.read_statistics(paths.STATS_JSON)
     seeds = range(params.lr_range.sweeps)  # not the run's: those that differ in it alone share a rate, and its test
-    curve = mean_curve([_sweep(params, seed, row) for seed in seeds])
+    curve = mean_curve([_sweep(params, prepare(params, dataset, *statistics, seed=seed), row) for seed in seeds])
     suggestion = suggest(curve, params.lr_range, params.one_cycle.div_factor)
 
     paths.LR_RANGE.mkdir(parents=True, exist_ok=True)
@@ -37,8 +38,7 @@ def main(params: Params, row: Row) -> None:
         print(f"no rate suggested: {suggestion.reason} {suggestion.advice}")
 
 
-def _sweep(params: Params, seed: int, row: Row) -> Curve:
-    prepared = prepare(params, data.load(paths.DATASET), *data.read_statistics(paths.STATS_JSON), seed=seed)
+def _sweep(params: Params, prepared: Prepared, row: Row) -> Curve:
     compute = prepared.compute
     if compute.precision == torch.float16:
         compute = replace(compute, precision=torch.float32)  # a sweep has no loss scaling, without which they vanish

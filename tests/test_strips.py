@@ -28,7 +28,7 @@ def whole_numbers(*shape: int, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("count", "abreast"), [(64, 32), (1, 1), (7, 1), (24, 8), (0, 32)], ids=lambda value: str(value)
+    ("count", "abreast"), [(64, 16), (1, 1), (7, 1), (24, 8), (0, 16)], ids=lambda value: str(value)
 )
 @pytest.mark.parametrize(("height", "width"), [(4, 4), (8, 8), (3, 5), (1, 1)], ids=lambda value: str(value))
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
@@ -45,13 +45,30 @@ def test_values_and_gradients_are_those_of_a_convolution(
         torch, "conv2d", lambda *args, **kwargs: (seen.append(args[0].shape), plain(*args, **kwargs))[1]
     )
     ours = with_gradients(strips.convolve, images, weights, upstream)
-    assert seen == [(count // abreast, 5, height, abreast * (width + 1))]
+    assert seen == [(count // abreast, 5, height, abreast * width)]
     for name, one, other in zip(("values", "by images", "by weights"), ours, theirs, strict=True):
         assert torch.equal(one, other), name
-    assert ours[0].is_contiguous(memory_format=torch.channels_last)
+    assert layout is torch.contiguous_format or ours[0].is_contiguous(memory_format=layout)
 
 
-def test_the_exercise_s_layers_of_8_pixels_and_less_are_taken(
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("count", [32, 6, 5])
+def test_images_that_fill_the_rows_of_a_tile_are_in_strips_for_the_gradient_by_weights(
+    count: int, layout: torch.memory_format
+) -> None:
+    images = whole_numbers(count, 5, 4, 16, seed=0).to(memory_format=layout)
+    weights = whole_numbers(6, 5, 3, 3, seed=1).to(memory_format=layout)
+    upstream = whole_numbers(count, 6, 4, 16, seed=2).to(memory_format=layout)
+    theirs = with_gradients(lambda *given: F.conv2d(*given, padding=1), images, weights, upstream)
+    ours = with_gradients(strips.convolve, images, weights, upstream)
+    for name, one, other in zip(("values", "by images", "by weights"), ours, theirs, strict=True):
+        assert torch.equal(one, other), name
+    fixed = strips.convolve(images, weights.requires_grad_())
+    torch.autograd.backward(fixed, upstream)
+    assert weights.grad is not None and torch.equal(weights.grad, theirs[2])
+
+
+def test_the_exercise_s_layers_of_16_pixels_and_less_are_taken(
     small_params: MakeParams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
@@ -59,21 +76,23 @@ def test_the_exercise_s_layers_of_8_pixels_and_less_are_taken(
     images = torch.randint(256, (4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     shapes = given_to(strips, monkeypatch)
     ours = InPrecision(classifier, STRIPS)(images)
-    assert [tuple(images[1:]) for images, _ in shapes] == [(64, 8, 8), (128, 4, 4), (128, 4, 4)]
+    assert [tuple(images[1:]) for images, _ in shapes] == [*[(32, 16, 16)] * 3, (64, 8, 8), (128, 4, 4), (128, 4, 4)]
     theirs = InPrecision(classifier, Compute(torch.device("cpu"), torch.bfloat16))(images)
-    assert len(shapes) == 3
+    assert len(shapes) == 6
     torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "side"), [(torch.float32, 4), (torch.bfloat16, 16)], ids=["in fp32", "as wide as a tile"]
+    ("dtype", "count", "side"),
+    [(torch.float32, 2, 4), (torch.bfloat16, 2, 32), (torch.bfloat16, 3, 4)],
+    ids=["in fp32", "as wide as a tile", "an odd number"],
 )
-def test_what_does_not_gain_is_left(dtype: torch.dtype, side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_gain_is_left(dtype: torch.dtype, count: int, side: int, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = given_to(strips, monkeypatch)
     layer = partial(torch.nn.Conv2d, 3, 4, bias=False)
     small = torch.zeros(2, 3, 4, 4, dtype=torch.bfloat16)
     with STRIPS.convolving():
-        layer(3, padding=1, dtype=dtype)(torch.zeros(2, 3, side, side, dtype=dtype))
+        layer(3, padding=1, dtype=dtype)(torch.zeros(count, 3, side, side, dtype=dtype))
         layer(3, padding=1, stride=2, dtype=small.dtype)(small)
         layer(1, dtype=small.dtype)(small)
         assert not shapes

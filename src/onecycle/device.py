@@ -7,7 +7,6 @@ import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +15,7 @@ from onecycle import strips, winograd
 from onecycle.convolution import Convolving
 from onecycle.errors import UserError
 from onecycle.model import Classifier
-from onecycle.params import TrainParams
-
-Convolution = Literal["direct", "winograd", "strips"]
+from onecycle.params import Convolution, TrainParams
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@
 
 Step by step the rate grows exponentially while training loss and accuracy are recorded (Smith 2015,
 https://arxiv.org/abs/1506.01186). torch-lr-finder runs the sweep; suggestion.py reads a rate from its curve. Where the
-curve falls and rises again depends on the initial weights more than on the batches: so it is the mean of several.
+curve falls and rises again depends on the initial weights more than on the batches: so it is read from the mean of as
+many sweeps as `lr_range.sweeps` says, each of its own weights.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ CRITERIA = ("loss", "accuracy")
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """One sweep, step by step: what the network did on a batch, and the rate of the step it then took.
+    """One sweep or the mean of several: what the network did on a step's batch, and the rate of the step it then took.
 
     Attributes:
         learning_rate: (n,) float64, growing.
@@ -74,7 +75,7 @@ class Curve:
     def to_frame(self, smoothing: float) -> pd.DataFrame:
         """Columns iteration (from 0), learning_rate, loss, accuracy, smoothed_loss, smoothed_accuracy; n rows."""
         steps = {"iteration": np.arange(len(self)), "learning_rate": self.learning_rate}
-        raw = {"loss": self.loss, "accuracy": self.accuracy}
+        raw = {name: getattr(self, name) for name in CRITERIA}
         return pd.DataFrame(steps | raw | {f"smoothed_{name}": self.smoothed(name, smoothing) for name in raw})
 
 

@@ -34,6 +34,7 @@ LARGEST = 3.4e38
 Positive = Annotated[float, Field(gt=0, le=LARGEST)]
 NotNegative = Annotated[float, Field(ge=0, le=LARGEST)]
 Fill = Literal["mean", "black"]
+Convolution = Literal["direct", "winograd", "strips"]
 
 
 MOST_WORKERS = 1024
@@ -144,7 +145,7 @@ class TrainParams(Section):
 
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["auto", "bf16", "fp16", "fp32"]
-    convolution: Literal["auto", "direct", "winograd", "strips"]
+    convolution: Literal["auto", Convolution]
     threads: Annotated[int, Field(ge=0, le=4096)]
     deterministic: bool
     compile: Literal["auto", True, False]

@@ -1,27 +1,31 @@
-"""3×3 convolutions of small images side by side in strips, for CPUs with AMX.
+"""3×3 convolutions of small images that are interleaved in strips, for CPUs with AMX.
 
-AMX multiplies tiles of 16 rows, and oneDNN fills a tile with neighbours in a row of pixels. In images of 4×4 pixels,
-three quarters of it stay empty. Images that lie side by side, a column of zeros between them, are one wide image, whose
-convolution is that of each of them, and whose rows fill the tiles.
+AMX multiplies tiles of 16 rows of 32 bf16 numbers, and oneDNN fills a tile with neighbours in a row of pixels: 16 for
+the convolution and its gradient by the images, 32 for that by the weights. In images of 4×4 pixels most of it stays
+empty. A strip is one wide image for 16 of them: its rows hold the first pixel of that row of each, then the second of
+each, and so on. Neighbours in an image are 16 pixels abreast in the strip, whose convolution with the kernel dilated by
+16 is that of each of them.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 TILE_ROWS: Final = 16
-IMAGES: Final = 32
+TILE_COLUMNS: Final = 32
+IMAGES: Final = 16
 """In a strip, at most; fewer where the batch cannot be divided by it."""
 
 
 def gains(images: Tensor, weights: Tensor) -> bool:
-    """Whether (N, C, H, W) `images` are in bf16 and narrower than AMX's tiles."""
-    return images.dtype == torch.bfloat16 and images.shape[3] < TILE_ROWS
+    """Whether (N, C, H, W) `images` are in bf16, narrower than AMX's tiles are long, and can share strips."""
+    return images.dtype == torch.bfloat16 and images.shape[3] < TILE_COLUMNS and _abreast(images) > 1
 
 
 def convolve(images: Tensor, weights: Tensor) -> Tensor:
@@ -32,12 +36,50 @@ def convolve(images: Tensor, weights: Tensor) -> Tensor:
         weights: (K, C, 3, 3).
 
     Returns:
-        (N, K, H, W) in channels_last: the same sums, of which the weights' gradient takes another order.
+        (N, K, H, W), in channels_last where the images are: the same sums, in another order.
     """
-    (count, inputs, height, width), outputs = images.shape, len(weights)
-    abreast = math.gcd(count, IMAGES) or 1
-    strips = images.permute(0, 2, 3, 1).reshape(-1, abreast, height, width, inputs).transpose(1, 2)
-    strips = F.pad(strips, (0, 0, 0, 1)).view(-1, height, abreast * (width + 1), inputs)
-    made = torch.conv2d(strips.permute(0, 3, 1, 2), weights, padding=1).permute(0, 2, 3, 1)
-    made = made.view(-1, height, abreast, width + 1, outputs)[:, :, :, :width].transpose(1, 2)
-    return made.reshape(count, height, width, outputs).contiguous().permute(0, 3, 1, 2)
+    if images.shape[3] >= TILE_ROWS:
+        return cast(Tensor, _WeightsGradientByStrips.apply(images, weights.to(images.dtype)))
+    abreast = _abreast(images)
+    made = torch.conv2d(_strips(images, abreast), weights, padding=(1, abreast), dilation=(1, abreast))
+    (count, _, height, width), outputs = images.shape, len(weights)
+    made = made.permute(0, 2, 3, 1).view(-1, height, width, abreast, outputs).permute(0, 3, 1, 2, 4)
+    return made.reshape(count, height, width, outputs).permute(0, 3, 1, 2)
+
+
+class _WeightsGradientByStrips(torch.autograd.Function):
+    """A convolution of images that fill the rows of a tile by themselves, but not its columns."""
+
+    @staticmethod
+    def forward(context: Any, images: Tensor, weights: Tensor) -> Tensor:
+        context.save_for_backward(images, weights)
+        return torch.conv2d(images, weights, padding=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        images, weights = context.saved_tensors
+        by_images = by_weights = None
+        if context.needs_input_grad[0]:
+            by_images = conv2d_input(images.shape, weights, gradient, padding=1)  # type: ignore[no-untyped-call]
+        if context.needs_input_grad[1]:
+            abreast = _abreast(images)
+            by_weights = conv2d_weight(  # type: ignore[no-untyped-call]
+                _strips(images, abreast),
+                weights.shape,
+                _strips(gradient, abreast),
+                padding=(1, abreast),
+                dilation=(1, abreast),
+            )
+        return by_images, by_weights
+
+
+def _abreast(images: Tensor) -> int:
+    return math.gcd(len(images), IMAGES)
+
+
+def _strips(images: Tensor, abreast: int) -> Tensor:
+    """(N, C, H, W) → (N / abreast, C, H, W · abreast) in channels_last."""
+    _, channels, height, width = images.shape
+    rows = images.permute(0, 2, 3, 1).reshape(-1, abreast, height, width, channels).permute(0, 2, 3, 1, 4)
+    return rows.reshape(-1, height, width * abreast, channels).permute(0, 3, 1, 2)

@@ -44,7 +44,7 @@ class Suggestion:
 
 
 def suggest(curve: Curve, lr_range: LRRangeParams, div_factor: float) -> Suggestion:
-    """Read a peak rate from a sweep, or say why it holds none.
+    """Read a peak rate from a range test's curve, or say why it holds none.
 
     What is read is the loss of `Curve.smoothed`, or the error, 1 − its accuracy. `lr_range.method` is one of
 
