@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -54,16 +55,23 @@ def test_values_and_gradients_are_those_of_a_convolution(
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("count", [32, 6, 5])
 def test_images_that_fill_the_rows_of_a_tile_are_in_strips_for_the_gradient_by_weights(
-    count: int, layout: torch.memory_format
+    count: int, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = whole_numbers(count, 5, 4, 16, seed=0).to(memory_format=layout)
     weights = whole_numbers(6, 5, 3, 3, seed=1).to(memory_format=layout)
     upstream = whole_numbers(count, 6, 4, 16, seed=2).to(memory_format=layout)
     theirs = with_gradients(lambda *given: F.conv2d(*given, padding=1), images, weights, upstream)
+    seen: list[torch.Size] = []
+    plain = strips.conv2d_weight
+    monkeypatch.setattr(
+        strips, "conv2d_weight", lambda *args, **kwargs: (seen.append(args[0].shape), plain(*args, **kwargs))[1]
+    )
     ours = with_gradients(strips.convolve, images, weights, upstream)
+    abreast = math.gcd(count, 16)
+    assert seen == [(count // abreast, 5, 4, abreast * 16)]
     for name, one, other in zip(("values", "by images", "by weights"), ours, theirs, strict=True):
         assert torch.equal(one, other), name
-    fixed = strips.convolve(images, weights.requires_grad_())
+    fixed = strips.convolve(images, weights.requires_grad_())  # of images that need no gradient
     torch.autograd.backward(fixed, upstream)
     assert weights.grad is not None and torch.equal(weights.grad, theirs[2])
 
