@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -28,6 +29,19 @@ def whole_numbers(*shape: int, seed: int) -> Tensor:
     return torch.randint(-3, 4, shape, generator=torch.Generator().manual_seed(seed)).float()
 
 
+def first_given_to(module: ModuleType, function: str, monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """Shapes of the first tensor that `module.function` is given from now on."""
+    shapes: list[torch.Size] = []
+    plain = getattr(module, function)
+
+    def tell(first: Tensor, *args: Any, **kwargs: Any) -> Any:
+        shapes.append(first.shape)
+        return plain(first, *args, **kwargs)
+
+    monkeypatch.setattr(module, function, tell)
+    return shapes
+
+
 @pytest.mark.parametrize(
     ("count", "abreast"), [(64, 16), (1, 1), (7, 1), (24, 8), (0, 16)], ids=lambda value: str(value)
 )
@@ -40,16 +54,12 @@ def test_values_and_gradients_are_those_of_a_convolution(
     weights = whole_numbers(6, 5, 3, 3, seed=1).to(memory_format=layout)
     upstream = whole_numbers(count, 6, height, width, seed=2).to(memory_format=layout)
     theirs = with_gradients(lambda *given: F.conv2d(*given, padding=1), images, weights, upstream)
-    seen: list[torch.Size] = []
-    plain = torch.conv2d
-    monkeypatch.setattr(
-        torch, "conv2d", lambda *args, **kwargs: (seen.append(args[0].shape), plain(*args, **kwargs))[1]
-    )
+    seen = first_given_to(torch, "conv2d", monkeypatch)
     ours = with_gradients(strips.convolve, images, weights, upstream)
     assert seen == [(count // abreast, 5, height, abreast * width)]
     for name, one, other in zip(("values", "by images", "by weights"), ours, theirs, strict=True):
         assert torch.equal(one, other), name
-    assert layout is torch.contiguous_format or ours[0].is_contiguous(memory_format=layout)
+    assert ours[0].is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
@@ -61,11 +71,7 @@ def test_images_that_fill_the_rows_of_a_tile_are_in_strips_for_the_gradient_by_w
     weights = whole_numbers(6, 5, 3, 3, seed=1).to(memory_format=layout)
     upstream = whole_numbers(count, 6, 4, 16, seed=2).to(memory_format=layout)
     theirs = with_gradients(lambda *given: F.conv2d(*given, padding=1), images, weights, upstream)
-    seen: list[torch.Size] = []
-    plain = strips.conv2d_weight
-    monkeypatch.setattr(
-        strips, "conv2d_weight", lambda *args, **kwargs: (seen.append(args[0].shape), plain(*args, **kwargs))[1]
-    )
+    seen = first_given_to(strips, "conv2d_weight", monkeypatch)
     ours = with_gradients(strips.convolve, images, weights, upstream)
     abreast = math.gcd(count, 16)
     assert seen == [(count // abreast, 5, 4, abreast * 16)]

@@ -3,7 +3,7 @@
 AMX multiplies tiles of 16 rows of 32 bf16 numbers, and oneDNN fills a tile with neighbours in a row of pixels: 16 for
 the convolution and its gradient by the images, 32 for that by the weights. In images of 4×4 pixels most of it stays
 empty. A strip is one wide image for 16 of them: its rows hold the first pixel of that row of each, then the second of
-each, and so on. Neighbours in an image are 16 pixels abreast in the strip, whose convolution with the kernel dilated by
+each, and so on. Neighbours in an image are 16 pixels apart in the strip, whose convolution with the kernel dilated by
 16 is that of each of them.
 """
 
@@ -44,7 +44,7 @@ def convolve(images: Tensor, weights: Tensor) -> Tensor:
     made = torch.conv2d(_strips(images, abreast), weights, padding=(1, abreast), dilation=(1, abreast))
     (count, _, height, width), outputs = images.shape, len(weights)
     made = made.permute(0, 2, 3, 1).view(-1, height, width, abreast, outputs).permute(0, 3, 1, 2, 4)
-    return made.reshape(count, height, width, outputs).permute(0, 3, 1, 2)
+    return made.reshape(count, height, width, outputs).contiguous().permute(0, 3, 1, 2)
 
 
 class _WeightsGradientByStrips(torch.autograd.Function):
