@@ -171,15 +171,17 @@ def test_what_is_known_of_equal_runs_widens_what_their_images_show(runs: Path, t
 
 def test_two_seeds_of_one_recipe_and_code_are_said_to_be_that(tmp_path: Path) -> None:
     for seed, code in ((0, "c1"), (1, "c1"), (2, "c2")):
-        write_run(tmp_path / f"{seed}", errors(375, 225, 300 * seed))
+        write_run(tmp_path / f"{seed}", errors(375, 225 + seed, 300 * seed))
         set_params(tmp_path / f"{seed}", {"seed": seed})
         hashes = {"outputs": {}, "code": {"src/onecycle/training.py": code}}
         (tmp_path / f"{seed}" / "hashes.json").write_text(json.dumps(hashes), encoding="utf-8")
-    told = "Both are the same code and recipe with other seeds: what differs is chance."
+    told = "Both are the same code and recipe with other seeds: with the same packages and device, chance."
     for other, expected in (("1", True), ("2", False), ("0", False)):
         comparison = compared(tmp_path, "0", other)
         assert comparison.same_recipe is expected
         assert (told in compare.page(comparison)) is expected
+    mixed = compare.compare(side(tmp_path, "0"), side(tmp_path, "1") + side(tmp_path, "2"))
+    assert mixed.same_recipe is False, "one of three has other code"
 
 
 def test_seeds_of_a_recipe_are_called_by_its_name() -> None:

@@ -83,7 +83,7 @@ def test_planted_branches(planted: Path, onecycle: Run, branch: str, verdict: st
     assert onecycle(planted, *arguments, "--strict")[0] == strict
     failed = [check["name"] for check in judged["checks"] if check["verdict"] == "regression"]
     assert failed == {"worse": ["accuracy"], "bad": ["accuracy", "floor", "loss", "ece"]}.get(branch, [])
-    assert judged["seeds"] == (4 if branch == "unsure" else None)
+    assert judged["seeds"] == (5 if branch == "unsure" else None)
 
 
 def test_a_run_against_itself_passes_on_few_images(tmp_path: Path, onecycle: Run) -> None:
@@ -109,7 +109,7 @@ def test_a_table_for_a_pull_request(planted: Path, onecycle: Run) -> None:
         "To pass: accuracy falls by &#60; 0.5 points, accuracy ≥ 90 %, loss rises by ≤ 0.03, ece rises by ≤ 0.02."
         in lines
     )
-    assert "Warning: the drop in accuracy may be negligible or 0.5 points and more; 4 seeds each" in lines[-4]
+    assert "Warning: the drop in accuracy may be negligible or 0.5 points and more; 5 seeds each" in lines[-4]
     assert lines[-2:] == ["Accuracy of equal runs deviates by 0.15 points (from the images they disagree on).", ""]
     code, output, _ = onecycle(planted, *arguments)
     assert output.startswith("Gate: inconclusive") and "│" in output and "<" in output
@@ -370,7 +370,7 @@ def test_where_more_is_negligible_it_asks_for_more_seeds(planted: Path, monkeypa
     monkeypatch.chdir(planted)
     sides = read_side("main"), read_side("unsure")
     few, many = (judge(*sides, LIMITS.model_copy(update={"negligible": share})).seeds for share in (0.0025, 0.004))
-    assert few == judge(*sides, LIMITS).seeds == 4
+    assert few == judge(*sides, LIMITS).seeds == 5
     assert many == runs_to_settle(0.002, run_deviation(*sides)[0], LIMITS.alpha) > few
 
 

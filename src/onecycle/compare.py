@@ -125,7 +125,7 @@ def compare(first: Side, second: Side, known: EqualRuns | None = None) -> Compar
         deviation=deviation,
         deviation_source=source,
         same_run=counts is not None and same_model(one, other),
-        same_recipe=_same_recipe(one, other),
+        same_recipe=_same_recipe(first, second),
         runs_to_see={difference: runs_to_see(difference, deviation) for difference in SIGHT},
         verdict=verdict,
     )
@@ -145,9 +145,10 @@ def _test(first: Side, second: Side, counts: Discordant | None, known: EqualRuns
     return max(found, key=lambda one: one[1])
 
 
-def _same_recipe(first: Results, second: Results) -> bool:
-    other_seeds = SEED in differing_params(first, second) and not recipe_differing(first.params, second.params)
-    return other_seeds and bool(first.made.code) and first.made.code == second.made.code
+def _same_recipe(first: Side, second: Side) -> bool:
+    one, *others = (*first, *second)
+    alike = all(run.made.code == one.made.code and not recipe_differing(one.params, run.params) for run in others)
+    return alike and bool(one.made.code) and SEED in differing_params(one, second[0])
 
 
 def _metrics(first: Side, second: Side, counts: Discordant | None, known: EqualRuns | None) -> list[MetricComparison]:
@@ -213,7 +214,7 @@ def page(comparison: Comparison) -> Page:
     if comparison.same_run:
         parts.append("Both are the same run.")
     if comparison.same_recipe:
-        parts.append("Both are the same code and recipe with other seeds: what differs is chance.")
+        parts.append("Both are the same code and recipe with other seeds: with the same packages and device, chance.")
     if comparison.params:
         rows = [(key, *pair) for key, pair in comparison.params.items()]
         parts.append(Table("Params that differ", ("param", "first", "second"), rows))

@@ -28,8 +28,8 @@ from onecycle.stats_tests import (
     shown_deviation,
 )
 
-ENOUGH_FREEDOM = 4
-"""Degrees of freedom, one less than seeds, from which on a recipe's own seeds tell best how far its runs are apart."""
+ENOUGH_SEEDS = 5
+"""From which on a recipe's own seeds tell best how far its runs are apart."""
 
 Side = Sequence[Results]
 Measure = Callable[[Results], float]
@@ -82,8 +82,9 @@ def recipes() -> dict[str, tuple[Place, ...]]:
 def equal_runs(first: Side, second: Side) -> EqualRuns | None:
     """What the seeds kept here tell of how far a single run on either side is from its equals.
 
-    They are those of its own recipe where these are enough, else of all recipes on this data set, which is taken to
-    vary alike. The single runs themselves are left out: what is compared is no measure of itself.
+    They are those of its own recipe where these are enough, for each of two single runs, else of all recipes on this
+    data set, which are taken to vary alike. The runs of both sides are left out: a single run is no measure of itself,
+    and several tell their own deviation already, which must not count twice.
 
     Returns:
         None where no side is of one run, both are of one model, or no two seeds of a recipe are kept.
@@ -98,16 +99,17 @@ def equal_runs(first: Side, second: Side) -> EqualRuns | None:
     for recipe, places in recipes().items():
         if len(places) > 1:
             runs = [run for run in map(read, places) if run.digest == first[0].digest]
-            kept[recipe] = [run for run in runs if not any(same_model(run, single) for single in singles)]
+            kept[recipe] = [run for run in runs if not any(same_model(run, one) for one in (*first, *second))]
     known = {recipe: runs for recipe, runs in kept.items() if len(runs) > 1}
-    own = {
-        recipe: runs
-        for recipe, runs in known.items()
-        if any(not recipe_differing(runs[0].params, single.params) for single in singles)
-    }
-    enough = sum(len(runs) - 1 for runs in own.values()) >= ENOUGH_FREEDOM
-    chosen = own if enough else known
+    own = [_own(single, known) for single in singles]
+    chosen = {recipe: known[recipe] for recipe in own if recipe} if all(own) else known
     return EqualRuns(chosen, REFERENCE.as_posix()) if chosen else None
+
+
+def _own(single: Results, known: Mapping[str, Side]) -> str | None:
+    """The recipe of a run, if enough other seeds of it are known."""
+    enough = (recipe for recipe, runs in known.items() if len(runs) >= ENOUGH_SEEDS)
+    return next((recipe for recipe in enough if not recipe_differing(known[recipe][0].params, single.params)), None)
 
 
 def figures(side: Side, measure: Measure) -> list[float]:

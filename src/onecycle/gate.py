@@ -4,7 +4,7 @@
 
 The drop in accuracy is bounded from both sides, each at level `gate.alpha`: **regression** if its lower bound is above
 0 and the drop itself is more than `gate.negligible`, **pass** if its upper bound is below `gate.margin`, else
-inconclusive, with the number of seeds that would settle it. A floor for accuracy and limits for the rise of loss and
+inconclusive, with the number of seeds that should settle it. A floor for accuracy and limits for the rise of loss and
 calibration error stand beside it.
 
 With one run a side the bounds are of the images that only one of them gets right, or, where that is more, of how far
@@ -65,7 +65,7 @@ class Judgement:
     candidate: tuple[str, ...]
     checks: tuple[Check, ...]
     seeds: int | None
-    """Runs each that would settle an inconclusive accuracy."""
+    """Runs each that settle an inconclusive accuracy nine times in ten, if they deviate as `deviation` says."""
     deviation: float | None
     """Of accuracy between equal runs, as the bounds take it; None without a baseline, or of the same classifier."""
     deviation_source: str
@@ -214,7 +214,7 @@ def _explained(judgement: Judgement, limits: GateParams) -> str:
     if verdicts.get("accuracy") == "inconclusive":
         return (
             f"Warning: the drop in accuracy may be negligible or {100 * limits.margin:g} points and more; "
-            f"{judgement.seeds} seeds each would settle it."
+            f"{judgement.seeds} seeds each should settle it."
         )
     unsure = [name for name, verdict in verdicts.items() if verdict == "inconclusive"]
-    return f"Warning: {' and '.join(unsure)} rose by no more than equal runs are apart." if unsure else ""
+    return f"Warning: {' and '.join(unsure)} rose by more than the limit, which may be chance." if unsure else ""

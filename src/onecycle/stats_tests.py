@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap, norm
+from scipy.stats import bootstrap, chi2, norm
 from scipy.stats import t as student
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.power import TTestIndPower
@@ -210,16 +210,18 @@ def runs_to_see(difference: float, deviation: float, power: float = 0.9, alpha: 
     return max(FEW_RUNS, math.ceil(float(TTestIndPower().solve_power(effect, alpha=alpha, power=power))))
 
 
-def runs_to_settle(margin: float, deviation: float, alpha: float) -> int:
+def runs_to_settle(margin: float, deviation: float, alpha: float, power: float = 0.9) -> int:
     """Runs each, three at least, for an interval narrower than `margin`, which then cannot hold 0 and the margin both.
 
-    The interval lies between two one-sided bounds of level `alpha`.
+    The interval lies between two one-sided bounds of level `alpha`. It is so narrow with probability `power`, since the
+    runs to come may deviate by more or less than the true `deviation`.
     """
 
     def settled(runs: int) -> bool:
-        width = 2 * student.ppf(1 - alpha, 2 * runs - 2) * deviation * math.sqrt(2 / runs)
-        return bool(width <= margin)
+        freedom = 2 * runs - 2
+        widest = margin / (2 * student.ppf(1 - alpha, freedom) * math.sqrt(2 / runs))
+        return bool(chi2.cdf(freedom * (widest / deviation) ** 2, freedom) >= power)
 
-    # the normal distribution's answer is a few runs short, never more than that
-    enough = math.ceil(8 * (norm.ppf(1 - alpha) * deviation / margin) ** 2) + 10
+    # twice the normal distribution's answer for a known deviation, and ten for the few of small samples
+    enough = math.ceil(16 * (norm.ppf(1 - alpha) * deviation / margin) ** 2) + 10
     return FEW_RUNS + bisect_left(range(FEW_RUNS, enough), True, key=settled)
