@@ -1,6 +1,7 @@
 """Train with One Cycle; go on from the last checkpoint where the same run was interrupted."""
 
 import json
+from collections.abc import Callable
 
 import torch
 
@@ -18,8 +19,11 @@ from onecycle.tracking import Row
 from onecycle.training import Run
 
 
-def main(params: Params, row: Row) -> None:
-    """Read images, statistics and suggestion; write the model, history, schedule, metrics, summary and samples."""
+def main(params: Params, row: Row) -> Callable[[], None]:
+    """Read images, statistics and suggestion; write the model, history, schedule, metrics, summary and samples.
+
+    Returns what forgets the checkpoints, for when DVC will take all this.
+    """
     max_lr = peak_rate(params.one_cycle.max_lr, read_suggestion(paths.LR_RANGE_SUGGESTION))
     dataset = data.load(paths.DATASET)
     prepared = prepare(params, dataset, *data.read_statistics(paths.STATS_JSON))
@@ -34,7 +38,7 @@ def main(params: Params, row: Row) -> None:
     with Checkpoints(paths.training_state(), ours) as checkpoints:
         train_to_end(training, checkpoints, params, prepared.held_out, row.metrics)
         _write(training, prepared, schedule, params, dataset.classes)
-        checkpoints.clear()
+    return checkpoints.clear
 
 
 def _write(training: Run, prepared: Prepared, schedule: Schedule, params: Params, classes: tuple[str, ...]) -> None:

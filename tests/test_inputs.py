@@ -74,6 +74,24 @@ def test_a_new_file_in_a_folder_counts_and_what_editors_lay_beside_it_does_not(c
     assert "error: edited while report ran: src/onecycle/report/more.py is new; DVC would record that" in said
 
 
+@pytest.mark.parametrize(
+    ("meanwhile", "ends_with", "forgotten"),
+    [
+        ("pass", 0, True),
+        ("p = Path('params.yaml'); p.write_text(p.read_text().replace('epochs: 24', 'epochs: 12'))", 2, False),
+        ("Inputs.check_unchanged = lambda self: os.kill(os.getpid(), signal.SIGTERM)", 143, False),
+    ],
+    ids=["nothing", "an edit", "a signal while inputs are looked at"],
+)
+def test_what_a_stage_goes_on_from_is_forgotten_last(
+    code: Workspace, meanwhile: str, ends_with: int, forgotten: bool
+) -> None:
+    """DVC takes nothing of a stage that fails."""
+    body = f"import os, signal; from onecycle.inputs import Inputs\n{meanwhile}\nreturn lambda: print('forgotten')"
+    said = finish(code.stage("train", body, ONECYCLE_TRACKING="journal"), code=ends_with)
+    assert ("forgotten" in said) is forgotten
+
+
 def test_a_training_that_is_done_waits_for_its_params_to_come_back(workspace: Path) -> None:
     """Put back, it has nothing left to train."""
     set_params(workspace, {"epochs": 12, "runtime.checkpoint_seconds": 0.05})

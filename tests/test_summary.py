@@ -190,8 +190,9 @@ def test_show_tells_what_an_experiment_changed(folder: Path, onecycle: Run) -> N
         (paths.STATS_JSON, "[" * 100_000, "what stats wrote is not as it writes it: "),
         (paths.HISTORY, "train_loss,epoch\n1.5\n", "what train wrote is not as it writes it: "),
         (paths.EVALUATE_METRICS, f'{{"accuracy": 1{"0" * 400}}}', "what evaluate wrote is not as it writes it: "),
+        (paths.HISTORY, f"epoch,train_loss\n1,{'5' * 200_000}\n", "what train wrote is not as it writes it: "),
     ],
-    ids=["a list too short", "too deep", "no epochs", "too large"],
+    ids=["a list too short", "too deep", "no epochs", "too large", "too long"],
 )
 def test_show_refuses_what_no_stage_writes(tmp_path: Path, onecycle: Run, path: Path, content: str, words: str) -> None:
     (tmp_path / "run" / path).parent.mkdir(parents=True)

@@ -126,6 +126,15 @@ def test_rows_come_back_for_the_workspace_experiments_and_references_and_only_on
     assert len(rows(workspace)) == 3
 
 
+def test_a_journal_that_cannot_be_sent_keeps_no_row_from_coming_back(bare: Path, onecycle: Run) -> None:
+    (bare / ".state/journal/damaged").mkdir(parents=True)
+    (bare / ".state/journal/damaged/entries.jsonl").write_text("no JSON\n{}\n", encoding="utf-8")
+    code, output, error = onecycle(bare, "sync", "--from-git")
+    assert (code, output.splitlines()[-1]) == (2, "workspace: added")
+    assert error.startswith("error: ") and "damaged" in error
+    assert len(rows(bare)) == 1
+
+
 def test_a_reference_run_that_is_the_workspaces_too_is_one_row(bare: Path, sync: Sync) -> None:
     kept = bare / "results/reference/exercise/seed-0"
     kept.mkdir(parents=True)

@@ -487,6 +487,13 @@ def test_every_stage_of_the_pipeline_is_collected(workspace: Workspace) -> None:
     assert [folder for _, folder in collect("report").artifacts] == ["report", "report/figures"]
 
 
+def test_an_empty_array_as_a_full_disk_leaves_it_is_told(workspace: Workspace) -> None:
+    workspace.write("data/arrays/dataset.json", {"name": "digits", "digest": "d", "classes": ["0"]})
+    workspace.write("data/arrays/train_labels.npy", b"")
+    with pytest.raises(ValueError, match="what download wrote is not as it writes it"):
+        collect("download")
+
+
 def test_upstream_results_are_filled_in_when_they_are_what_dvc_recorded(workspace: Workspace, params: Params) -> None:
     workspace.write("results/stats/stats.json", {"mean": {"red": 0.5}})
     workspace.write("results/train/history.csv", HISTORY)
@@ -699,6 +706,17 @@ def test_a_stage_that_closes_its_row_while_that_is_read_was_not_killed(workspace
     relay.read()
     assert relay.state.status == "FINISHED"
     assert [entry["status"] for entry in workspace.entries() if entry["event"] == "close"] == ["FINISHED"]
+
+
+def test_a_resumed_trainings_last_epoch_is_the_last(workspace: Workspace, params: Params) -> None:
+    """Those before it was interrupted are told when it ends."""
+    workspace.write("results/train/history.csv", "epoch,train_accuracy\n1,0.1\n2,0.2\n3,0.3\n4,0.4\n")
+    with join("train", params) as row:
+        for epoch in (3, 4):
+            row.metrics({"train/accuracy": epoch / 10}, step=epoch)
+    state = folded(workspace)
+    assert state.metrics["train/accuracy"] == 0.4
+    assert "| training accuracy, last epoch | 40.00% |" in description(state, "r")
 
 
 def test_the_late_note_that_a_stage_was_killed_ends_no_other(workspace: Workspace, params: Params) -> None:

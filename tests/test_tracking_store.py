@@ -11,24 +11,29 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import mlflow
 import psutil
 import pytest
+from filelock import FileLock, Timeout
 from mlflow import MlflowClient
+from mlflow.entities import Experiment
 from tracked_workspace import REPO, Workspace, finish, forget_stores, wait_for
 
 from onecycle import paths
 from onecycle.errors import UserError
 from onecycle.exits import CRASHED
-from onecycle.tracking import registry
+from onecycle.tracking import database, registry
 from onecycle.tracking.collect import STAGES
 from onecycle.tracking.database import default_uri, prepare
 from onecycle.tracking.ending import cut_short, final_lock
@@ -39,7 +44,7 @@ from onecycle.tracking.rebuild import NOBODY
 from onecycle.tracking.relay import Relay
 from onecycle.tracking.relocate import relocate
 from onecycle.tracking.row_state import Model
-from onecycle.tracking.store import EXPERIMENT_PREFIX, connect
+from onecycle.tracking.store import EXPERIMENT_PREFIX, Store, connect, open_client
 from onecycle.tracking.sync import sync
 
 JOURNAL = {"ONECYCLE_TRACKING": "journal"}
@@ -176,6 +181,52 @@ print(connect("onecycle-digits").identity)
     identities = {creator.communicate(timeout=120)[0] for creator in creators}
     assert len(identities) == 1 and re.fullmatch(r"[0-9a-f]{16}#1@\d+\n", identities.pop())  # the address is in no file
     assert not list(fresh_workspace.root.glob("*.tmp*"))
+
+
+def test_one_lock_guards_a_new_database_however_it_is_named(
+    fresh_workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the workspace that it is in, and by another that borrows it."""
+    file = fresh_workspace.root / "mlflow.db"
+    locked = []
+
+    def create(new: Path) -> None:
+        try:
+            FileLock(file.with_name("mlflow.db.lock")).acquire(timeout=0)
+        except Timeout:
+            locked.append(new)
+        new.touch()
+
+    monkeypatch.setattr(database, "_create", create)
+    prepare(Path("mlflow.db"))
+    file.unlink()
+    monkeypatch.chdir(Workspace(tmp_path / "borrower").root)
+    prepare(file)
+    assert locked == [Path("mlflow.db"), file]
+
+
+def test_a_run_whose_creation_gets_no_answer_is_not_made_twice(fresh_workspace: Workspace) -> None:
+    """A server that was restarted may have made it; what was asked to be logged is asked again."""
+    asked: list[str] = []
+
+    class Restarted(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.path.rsplit("/", 1)[-1])
+            self.close_connection = True
+
+        def log_message(self, *_args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Restarted) as server:
+        threading.Thread(target=server.serve_forever).start()
+        uri = f"http://127.0.0.1:{server.server_port}"
+        store = Store(open_client(uri), uri, Experiment("1", "onecycle-digits", "", "active"))
+        with pytest.raises(StoreError):
+            store.create("row", 1)
+        with pytest.raises(StoreError):
+            store.log("run", tags={"a": "b"})
+        server.shutdown()
+    assert asked == ["create", "log-batch", "log-batch"]
 
 
 def test_values_are_in_the_store_while_the_stage_runs_and_killed_stages_are_noted(workspace: Workspace) -> None:
@@ -758,6 +809,10 @@ def test_a_moved_workspace_is_noticed_and_mended(
     workspace.root = workspace.root.rename(tmp_path / "elsewhere %20")
     monkeypatch.chdir(workspace.root)
     assert "was moved or copied; `onecycle sync --relocate` mends it" in finish(workspace.stage("train", UNTIL_TOLD))
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{quote(str(workspace.root / 'mlflow.db'))}")
+        with pytest.raises(StoreError, match="moved or copied"):
+            connect(f"{EXPERIMENT_PREFIX}cifar10")
     with pytest.raises(UserError, match="moved or copied"):
         list(sync())
     assert workspace.journals

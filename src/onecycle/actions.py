@@ -32,13 +32,19 @@ def sync(options: argparse.Namespace) -> None:
 
     if options.relocate:
         print(f"{relocate()} addresses mended")
-    for line in sync():
-        print(line)
+    trouble: UserError | None = None
+    try:
+        for line in sync():
+            print(line)
+    except UserError as error:
+        trouble = error
     if options.from_git:
         from onecycle.tracking.rebuild import rebuild
 
         for line in rebuild():
             print(printable(line))
+    if trouble:
+        raise trouble
 
 
 def predict(options: argparse.Namespace) -> int:

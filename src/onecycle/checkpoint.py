@@ -101,10 +101,12 @@ class Checkpoints:
     def clear(self) -> None:
         """Forget this run: it is done. Forget, too, what was interrupted `ABANDONED_DAYS` ago and never taken up.
 
-        A signal to end comes too late: without its state an interrupted run would begin anew.
+        A signal to end comes too late: without its state an interrupted run would begin anew. What another process has
+        taken up meanwhile stays.
         """
         with signals.deferred():
-            shutil.rmtree(self._folder, ignore_errors=True)
+            with suppress(Timeout), self._lock.acquire(timeout=0):
+                shutil.rmtree(self._folder, ignore_errors=True)
             for path in self._all.glob("*/identity.json"):
                 with suppress(Timeout, FileNotFoundError), _lock(path.parent).acquire(timeout=0):  # none that goes on
                     if time.time() - path.parent.stat().st_mtime > ABANDONED_DAYS * 86_400:

@@ -21,8 +21,12 @@ LOADING = ("lr_range", "train")
 """Stages that may start loader processes."""
 
 
-def run(name: str, body: Callable[[Params, Row], None]) -> NoReturn:
-    """Run one stage's body inside its execution's row, then end the process."""
+def run(name: str, body: Callable[[Params, Row], Callable[[], None] | None]) -> NoReturn:
+    """Run one stage's body inside its execution's row, then end the process.
+
+    What the body returns is called last, when DVC will take what it wrote: where an input was edited or a signal came
+    before, DVC takes none of it, and what an interrupted stage goes on from is all that is left.
+    """
 
     def joined() -> None:
         params = load(paths.PARAMS)
@@ -33,8 +37,10 @@ def run(name: str, body: Callable[[Params, Row], None]) -> NoReturn:
         if name in LOADING:
             preload_loader_server()
         with tracking.join(name, params) as row, _explained(name, params):
-            body(params, row)
+            forget = body(params, row)
             began.check_unchanged()
+        if forget is not None:
+            forget()
 
     exit_with(joined)
 

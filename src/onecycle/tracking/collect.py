@@ -44,7 +44,7 @@ def collect(stage: str, root: Path = Path()) -> Findings:
         findings = _READERS[stage](root)
     except KeyError as error:  # of a time when files held other things
         raise ValueError(f"what {stage} wrote lacks {error}") from None
-    except (AttributeError, OverflowError, RecursionError, TypeError) as error:
+    except (AttributeError, EOFError, OverflowError, RecursionError, TypeError, csv.Error) as error:
         raise ValueError(f"what {stage} wrote is not as it writes it: {error}") from None
     findings.artifacts = [(root / file, folder) for file, folder in findings.artifacts if (root / file).is_file()]
     if findings.model:

@@ -56,9 +56,10 @@ def prepare(file: Path) -> None:
         StoreError: it cannot be read, or is of another version.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(_creation_lock(file), timeout=60):
-        if not file.exists():
-            _create(file)
+    if not file.exists():
+        with FileLock(file.with_name(f"{file.name}.lock"), timeout=60):
+            if not file.exists():
+                _create(file)
     with opened(file, seconds=20) as connection:
         if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchone():
             found = connection.execute("SELECT version_num FROM alembic_version").fetchone()
@@ -66,14 +67,6 @@ def prepare(file: Path) -> None:
                 advice = "unless a server is still at it, move it away, and the next command makes another"
                 raise StoreError(f"{file.name} is half made and holds no version; {advice}")
             _check_version(file, found[0])
-
-
-def _creation_lock(file: Path) -> Path:
-    """In `.state` for the workspace's own store; beside any other, since several workspaces may share that."""
-    if file.parent.resolve() != paths.original_root():
-        return file.with_name(f"{file.name}.lock")
-    paths.state().mkdir(parents=True, exist_ok=True)
-    return paths.state() / "mlflow.lock"
 
 
 def _check_version(file: Path, found: str) -> None:

@@ -12,7 +12,7 @@ from onecycle import paths
 from onecycle.tracking.errors import guarded
 from onecycle.tracking.export import export
 from onecycle.tracking.row_state import Model
-from onecycle.tracking.store import Store, as_mlflows_own, uploading
+from onecycle.tracking.store import Store, as_mlflows_own, once, uploading
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -77,7 +77,7 @@ def _register(store: Store, run_id: str, md5: str, folder: Path) -> ModelVersion
     from mlflow.exceptions import MlflowException
 
     tags: dict[str, Any] = {MD5_TAG: md5}
-    with guarded():
+    with guarded(), once():
         logged = store.client.search_logged_models([store.experiment_id], f"source_run_id = '{run_id}'", max_results=1)
         model = next(iter(logged), None) or store.client.create_logged_model(
             store.experiment_id, "model", source_run_id=run_id, tags=tags
@@ -96,7 +96,8 @@ def _register(store: Store, run_id: str, md5: str, folder: Path) -> ModelVersion
         first = find(store.client, store.name, md5) or made
         if str(first.version) != str(made.version):
             store.client.delete_model_version(store.name, made.version)
-            store.client.delete_logged_model(model.model_id)
+            if first.source != made.source:  # else they are two versions of one logged model
+                store.client.delete_logged_model(model.model_id)
         return first
 
 

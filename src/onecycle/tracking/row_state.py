@@ -101,8 +101,9 @@ class RowState:
             case "metrics":
                 self.metrics.update(entry["values"])
             case "series":
-                for _, values in entry["points"]:
-                    self.metrics.update(values)
+                # what a resumed training logged itself is newer
+                earlier = {name: value for _, values in entry["points"] for name, value in values.items()}
+                self.metrics = earlier | self.metrics
             case "tags":
                 self.tags.update(entry["values"])
             case "model":

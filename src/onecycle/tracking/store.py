@@ -37,9 +37,10 @@ LOCAL = ("file", "")
 UPLOAD_SECONDS = 60
 
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default, 7, lets one call hang for minutes; we try again ourselves
+    _RETRIES: "1",  # the default, 7, lets one call hang for minutes; we try again ourselves
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     _TIMEOUT: "5",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -85,7 +86,7 @@ class Store:
 
     def create(self, row: str, started: int) -> str:
         """Make a run for a row; returns the run's id."""
-        with guarded():
+        with guarded(), once():
             run = self.client.create_run(self.experiment_id, start_time=started, tags={ROW_TAG: row})
         return str(run.info.run_id)
 
@@ -151,12 +152,26 @@ def current_address() -> str:
 @contextmanager
 def uploading() -> Iterator[None]:
     """While open, the store may take a minute to answer: a server that passes files on answers when they are there."""
-    usual = os.environ[_TIMEOUT]
-    os.environ[_TIMEOUT] = str(max(UPLOAD_SECONDS, int(usual)))
+    with _setting(_TIMEOUT, str(max(UPLOAD_SECONDS, int(os.environ[_TIMEOUT])))):
+        yield
+
+
+@contextmanager
+def once() -> Iterator[None]:
+    """While open, no request is repeated: where only the answer was lost, MLflow would have a second run made."""
+    with _setting(_RETRIES, "0"):
+        yield
+
+
+@contextmanager
+def _setting(name: str, value: str) -> Iterator[None]:
+    """One of `_SETTINGS`, which MLflow reads anew for each request, while open."""
+    usual = os.environ[name]
+    os.environ[name] = value
     try:
         yield
     finally:
-        os.environ[_TIMEOUT] = usual
+        os.environ[name] = usual
 
 
 def current_uri() -> str:
@@ -207,8 +222,9 @@ def connect(experiment: str) -> Store:
 
 def check_not_moved(experiment: Experiment) -> None:
     """Refuse an experiment of the workspace's own store whose artifacts are said to be where the workspace was."""
-    location = experiment.artifact_location
-    if current_uri() != default_uri() or location == artifact_root():
+    location, file = experiment.artifact_location, sqlite_file(current_uri())
+    own = file is not None and file.resolve() == paths.original_root() / "mlflow.db"
+    if not own or location == artifact_root():
         return
     scheme = urlsplit(location).scheme
     if scheme in LOCAL:
