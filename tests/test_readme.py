@@ -279,6 +279,11 @@ def test_the_speed_it_tells_was_measured() -> None:
     rate, share = found["end_to_end"]["images_per_second"], found["matrix_peak_share"]
     assert f"input included: {rate:.0f} images/s, {share:.0%}".replace("%", " %") in " ".join(README.split())
     assert f"trains {found['ratio']:.1f} times as fast as a plain PyTorch loop" in " ".join(README.split())
+    student = found["student"]["images_per_second"]
+    [in_fp32] = [one for one in found["training"] if (one["backend"], one["precision"]) == ("batched", "fp32")]
+    ratio = in_fp32["images_per_second"] / student
+    told = f"in bf16 against {student:.0f} in fp32; in fp32, too, it is {ratio:.1f} times as fast"
+    assert told in " ".join(README.split())
 
 
 def test_knobs_are_knobs() -> None:

@@ -96,15 +96,31 @@ def parser() -> argparse.ArgumentParser:
     sync.add_argument(
         "--from-git", action="store_true", help="also make rows anew from git and DVC's cache: mlflow.db was lost"
     )
-    predict = command("predict", "classify pictures with the trained model", actions.predict)
-    predict.add_argument("images", nargs="+", type=_path, metavar="image", help="PNG or JPEG file, or a folder of them")
+    predict = command(
+        "predict",
+        "classify pictures with the trained model",
+        actions.predict,
+        "Exit codes: 0 all are classified, 2 one was refused, and the others are classified.",
+    )
+    predict.add_argument(
+        "images",
+        nargs="+",
+        type=_path,
+        metavar="image",
+        help="PNG or JPEG file, or a folder of them, not in folders of it",
+    )
     predict.add_argument(
         "--model",
         default=str(paths.MODEL),
         help="file, models:/name@alias or models:/name/version (default: %(default)s)",
     )
     _add_json(predict)
-    replicate = command("replicate", "run the current recipe with other seeds, as DVC experiments", actions.replicate)
+    replicate = command(
+        "replicate",
+        "run the current recipe with other seeds, as DVC experiments",
+        actions.replicate,
+        "Exit codes: 0 all have succeeded, 1 one has not, 2 they cannot be started.",
+    )
     replicate.add_argument("-n", type=int, default=3, metavar="N", help="how many seeds (default: %(default)s)")
     replicate.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="experiments at a time (default: %(default)s)"
