@@ -20,10 +20,7 @@ from onecycle.training import Run
 
 
 def main(params: Params, row: Row) -> Callable[[], None]:
-    """Read images, statistics and suggestion; write the model, history, schedule, metrics, summary and samples.
-
-    Returns what forgets the checkpoints, for when DVC will take all this.
-    """
+    """Read images, statistics and suggestion; write what training gives. Returns what forgets its checkpoints."""
     max_lr = peak_rate(params.one_cycle.max_lr, read_suggestion(paths.LR_RANGE_SUGGESTION))
     dataset = data.load(paths.DATASET)
     prepared = prepare(params, dataset, *data.read_statistics(paths.STATS_JSON))

@@ -21,7 +21,7 @@ from onecycle.reproduction.agreement import Agreement, Output
 from onecycle.reproduction.record import Record
 from onecycle.reproduction.rerun import Reproduction
 from onecycle.reproduction.surroundings import UNKNOWN, Difference
-from onecycle.restoring import copy, remove_output, restore_output
+from onecycle.restoring import copy, link, remove_output, restore_output
 from onecycle.revisions import Place
 
 STAGES = ("stats", "train", "evaluate")
@@ -224,3 +224,26 @@ def test_a_lock_brings_nothing_but_what_the_cache_has_by_its_md5(tmp_path: Path)
     listed = cached(json.dumps([{"relpath": "inside", "md5": cached("content")}]), ".dir")
     restore_output(place, files, folder, Path("results/several"), listed, copy)
     assert (folder / "results/several/inside").read_text(encoding="utf-8") == "content"
+
+
+def test_a_lock_that_names_an_output_twice_writes_nothing_into_the_cache(tmp_path: Path) -> None:
+    """What is linked first would be written through."""
+    files, folder = tmp_path / "cache", tmp_path / "in"
+    theirs, ours = (hashlib.md5(text, usedforsecurity=False).hexdigest() for text in (b"theirs", b"ours"))
+    cached = files / ours[:2] / ours[2:]
+    for file, content in ((cached, b"ours"), (tmp_path / "theirs/results/a", b"theirs")):
+        file.parent.mkdir(parents=True)
+        file.write_bytes(content)
+    place = Place("theirs", None, tmp_path / "theirs")
+    for md5 in (ours, theirs):
+        restore_output(place, files, folder, Path("results/a"), md5, link)
+    assert (cached.read_bytes(), (folder / "results/a").read_bytes()) == (b"ours", b"theirs")
+
+
+@pytest.mark.parametrize("content", ["{", '[{"relpath": "a"}]', "[1]", "null", "[" * 100_000])
+def test_a_list_of_a_folders_files_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
+    md5 = hashlib.md5(content.encode(), usedforsecurity=False).hexdigest()
+    (tmp_path / md5[:2]).mkdir()
+    (tmp_path / md5[:2] / f"{md5[2:]}.dir").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match="is no list of a folder's files"):
+        restore_output(Place("theirs", None, tmp_path), tmp_path, tmp_path / "in", Path("data"), f"{md5}.dir", copy)

@@ -29,6 +29,7 @@ from onecycle.errors import UserError
 from onecycle.reproduction import keeper
 from onecycle.reproduction.record import find_record
 from onecycle.reproduction.record import set_params as conform
+from onecycle.reproduction.worktree import worktree
 from onecycle.tracking.database import default_uri
 
 EVALUATION = Path("src/onecycle/evaluation.py")
@@ -190,6 +191,37 @@ def test_a_stage_that_is_none_is_refused(tracked: Tracked) -> None:
     assert tracked.worktrees() == []
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("<<<<<<< HEAD\nstages: {}\n=======\n", "error: dvc.yaml of workspace: cannot be read as YAML: "),
+        ("stages: {other: {cmd: echo}}\n", "error: dvc.lock of workspace records no stage of its dvc.yaml"),
+    ],
+    ids=["marks of a merge", "another pipeline"],
+)
+def test_a_pipeline_that_is_none_of_the_runs_is_refused(tracked: Tracked, content: str, said: str) -> None:
+    (tracked.root / "dvc.yaml").write_text(content, encoding="utf-8")
+    done = command(tracked.root, "onecycle", "reproduce", "workspace", check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr and "Traceback" not in done.stderr
+    assert tracked.worktrees() == []
+
+
+def test_in_a_submodule_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC takes a submodule's worktree for the submodule itself."""
+    for name in ("library", "project"):
+        (tmp_path / name / ".dvc").mkdir(parents=True)
+        for words in (("init", "-q"), ("commit", "-q", "--allow-empty", "-m", "start")):
+            command(tmp_path / name, "git", "-c", "user.name=test", "-c", "user.email=test@example.com", *words)
+    add = ("submodule", "add", "-q", str(tmp_path / "library"), "library")
+    command(tmp_path / "project", "git", "-c", "protocol.file.allow=always", *add)
+    (tmp_path / "project/library/.dvc").mkdir()
+    monkeypatch.chdir(tmp_path / "project/library")
+    with pytest.raises(UserError, match="this workspace is a git submodule"), worktree("HEAD", "abc"):
+        pass
+    assert not (tmp_path / "project/library/.dvc/tmp").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_killed_in_the_middle_it_leaves_nothing(tracked: Tracked, number: signal.Signals) -> None:
@@ -231,6 +263,7 @@ def test_worktrees_of_the_user_are_left_alone_also_when_their_disk_is_away(
         command(top, "git", "-c", "user.name=test", "-c", "user.email=test@example.com", *words)
     for folder in (theirs, ours):
         command(top, "git", "worktree", "add", "-q", "--detach", str(folder))
+    command(top, "git", "worktree", "lock", str(ours))  # as git has it while it checks out
     theirs.parent.rename(tmp_path / "away")
     shutil.rmtree(ours)
     monkeypatch.chdir(top)

@@ -597,6 +597,8 @@ def test_values_are_compared_as_values(one: object, other: str) -> None:
 def test_no_number_is_spelled_so_that_a_reader_of_yaml_takes_it_for_text() -> None:
     spellings = {1e-08: "0.00000001", 0.0005: "0.0005", 0.0: "0.0", 5.0: "5.0", 2e16: "20000000000000000"}
     assert {value: spelled(value) for value in spellings} == spellings
+    long = 16**5000 - 1
+    assert spelled(long) == "0x" + 5000 * "f" and same(long, long) and not same(long, long - 1)
 
 
 # ------------------------------------------------------------------------------------------------ where it comes from

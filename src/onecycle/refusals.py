@@ -8,6 +8,8 @@ from typing import get_args
 
 from pydantic import BaseModel, ValidationError
 
+from onecycle.yaml_values import spelled
+
 _RULES = {
     "int_type": "an integer",
     "float_type": "a number",
@@ -72,7 +74,7 @@ def shown(value: object) -> str:
         case list() | tuple() | set():
             return "a list"  # which is not spelled out, since its aliases may make billions of a few lines
         case int():
-            return _line(f"{value:#x}" if value.bit_length() > 4096 else str(value))  # Python spells none so long
+            return _line(spelled(value))
     return _line(str(value))
 
 

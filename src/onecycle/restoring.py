@@ -70,8 +70,8 @@ def restore_output(place: Place, files: Path, folder: Path, path: Path, md5: str
     """One output at `folder` / `path`, where it can be found with this MD5."""
     cached, target = cached_file(files, md5), _inside(place, folder, path)
     if md5.endswith(".dir"):
-        for entry in json.loads(cached.read_bytes()) if cached else ():
-            restore_output(place, files, folder, path / entry["relpath"], entry["md5"], from_cache)
+        for relative, of_one in _listed(cached) if cached else ():
+            restore_output(place, files, folder, path / relative, of_one, from_cache)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     if cached:
@@ -80,6 +80,14 @@ def restore_output(place: Place, files: Path, folder: Path, path: Path, md5: str
     content = place.read(path)
     if content is not None and dvc_lock.md5_of(content) == md5:
         _write(target, content)
+
+
+def _listed(cached: Path) -> list[tuple[str, str]]:
+    """(path in the folder, MD5) of each file of a folder, as DVC's cache lists them."""
+    try:
+        return [(str(entry["relpath"]), str(entry["md5"])) for entry in json.loads(cached.read_bytes())]
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
+        raise UserError(f"{cached} is no list of a folder's files, as DVC writes them: {error!r}") from None
 
 
 def remove_output(place: Place, folder: Path, path: Path) -> None:
@@ -101,4 +109,5 @@ def _inside(place: Place, folder: Path, path: Path) -> Path:
 def _write(target: Path, content: bytes | None) -> None:
     if content is not None:
         target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)  # it may be a link into the cache
         target.write_bytes(content)

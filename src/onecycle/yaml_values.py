@@ -14,6 +14,9 @@ import yaml
 
 from onecycle.yaml_limits import MOST_DEPTH, TRIPPED, check_size
 
+MOST_BITS = 4096
+"""Of an integer in decimal; Python spells none of more than 4,300 digits."""
+
 
 def load(text: str | bytes) -> dict[str, Any]:
     """A YAML document whose top is a mapping; empty for any other.
@@ -59,6 +62,8 @@ def spelled(value: object) -> str:
     """A value as YAML spells it, and as every reader of it understands: 0.00000001, since to many 1e-08 is a string."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:
+        return f"{value:#x}"
     return f"{Decimal(repr(value)):f}" if isinstance(value, float) and math.isfinite(value) else str(value)
 
 

@@ -154,7 +154,7 @@ def measured(place: Place) -> Measured:
     for path in METRICS:
         try:
             numbers |= {f"{path.parent.name}.{key}": value for key, value in _numbers(place, path).items()}
-        except UserError as error:
+        except (UserError, OverflowError) as error:
             notes.append(f"no metrics of {path.parent.name} are compared: {error}")
     try:
         results = read(place)

@@ -28,9 +28,11 @@ def main(worktree: Path, checkpoints: Path) -> None:
     groups = [int(line) for line in sys.stdin]
     for group in groups:
         _end(group)
-    run_git("worktree", "remove", "--force", str(worktree))
+    # forced twice: git locks a worktree that it checks out, and leaves it so where it is killed
+    remove = ("worktree", "remove", "--force", "--force", str(worktree))
+    run_git(*remove)
     shutil.rmtree(worktree, ignore_errors=True)  # its owner was killed before git knew it, or while it was made
-    run_git("worktree", "remove", "--force", str(worktree))  # `prune` would forget others whose disk is away
+    run_git(*remove)  # `prune` would forget others whose disk is away
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 

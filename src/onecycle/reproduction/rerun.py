@@ -9,11 +9,11 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from onecycle import dvc_command, params, paths, restoring
 from onecycle.dvc_lock import Lock, outputs, parse_graph, read_lock, undone
@@ -25,9 +25,12 @@ from onecycle.reproduction.surroundings import Difference
 from onecycle.reproduction.worktree import Worktree, worktree
 from onecycle.revisions import Place
 from onecycle.tracking.sync import sync
+from onecycle.yaml_values import load_flat
 
 if TYPE_CHECKING:
     from onecycle.tracking.lookup import StoredRow
+
+T = TypeVar("T")
 
 RUNNING = re.compile(r"Running stage '(?P<stage>[^']+)'")
 """How DVC says that a stage is not taken from its cache."""
@@ -82,6 +85,8 @@ def _reproduce_in(
     graph = _prepare(tree, record)
     not_made = undone(graph, record.stages, record.params)
     stages = [stage for stage in graph if stage not in not_made]
+    if not stages:
+        raise UserError(f"{paths.DVC_LOCK} of {record.name} records no stage of its {paths.DVC_YAML}")
     if options.first and options.first not in stages:
         raise UserError(f"--from must be one of {', '.join(stages)}, got {options.first}")
     python = _python(tree, options)
@@ -116,11 +121,20 @@ def _prepare(tree: Worktree, record: Record) -> Lock:
     """Put code and params in place; returns dvc.yaml's stages in the pipeline's order."""
     if record.changes:
         tree.apply(record.changes)
-    if not (tree.folder / paths.DVC_YAML).exists():
-        raise UserError(f"commit {record.commit[:12]} has no {paths.DVC_YAML} where this workspace has its own")
+    graph = _read(tree, record, paths.DVC_YAML, parse_graph)
+    _read(tree, record, paths.PARAMS, load_flat)
     for key in set_params(tree.folder / paths.PARAMS, record.params):
         print(f"reproduce: {key} is set to {record.params[key]}, as it was", file=sys.stderr)
-    return parse_graph((tree.folder / paths.DVC_YAML).read_bytes())
+    return graph
+
+
+def _read(tree: Worktree, record: Record, file: Path, parsed: Callable[[bytes], T]) -> T:
+    try:
+        return parsed((tree.folder / file).read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"commit {record.commit[:12]} has no {file} where this workspace has its own") from None
+    except ValueError as error:
+        raise UserError(f"{file} of {record.name}: {error}") from None
 
 
 def _python(tree: Worktree, options: Options) -> Path:
@@ -154,7 +168,7 @@ def _furnish(tree: Worktree, record: Record, options: Options, files: Path, agai
     """Give the worktree its settings, and the cache, dvc.lock and outputs it may use; none of the stages `again`."""
     settings = paths.original_root() / DVC_CONFIG
     if settings.exists():
-        shutil.copyfile(settings, tree.folder / DVC_CONFIG)
+        shutil.copy(settings, tree.folder / DVC_CONFIG)  # and its mode, since it may hold keys
     cache = tree.folder / ".dvc" / "cache" if options.from_scratch else files.parents[1]
     said = dvc_command.dvc("config", "--local", "cache.dir", str(cache), folder=tree.folder)
     if said.returncode != 0:

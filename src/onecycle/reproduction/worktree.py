@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from onecycle import paths
+from onecycle import paths, signals
 from onecycle.errors import UserError
 from onecycle.git_command import complaint, run_git
 
@@ -40,19 +40,21 @@ class Worktree:
 
         Its process group ends with the keeper's owner.
         """
-        process = subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        self._keeper.write(f"{process.pid}\n".encode())
-        self._keeper.flush()
+        with signals.deferred() as request:  # or it would run on, and the keeper not know of it
+            process = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+            self._keeper.write(f"{process.pid}\n".encode())
+            self._keeper.flush()
+        request.obey()
         assert process.stdout
         with process.stdout:
             yield from process.stdout
@@ -71,6 +73,10 @@ def worktree(commit: str, attempt: str) -> Iterator[Worktree]:
         UserError: git cannot make one.
     """
     workspace = paths.original_root()
+    if run_git("rev-parse", "--show-superproject-working-tree", folder=workspace).stdout.strip():
+        raise UserError(
+            "this workspace is a git submodule, in whose worktrees DVC does not run; use a clone of its own"
+        )
     prefix = run_git("rev-parse", "--show-prefix", folder=workspace).stdout.decode().strip()
     top = workspace / ".dvc" / "tmp" / "exps" / f"reproduce-{attempt}"
     top.parent.mkdir(parents=True, exist_ok=True)
