@@ -69,6 +69,17 @@ def test_a_better_run_and_an_equal_one(runs: Path) -> None:
     assert equal.params == {}
 
 
+def test_a_verdict_needs_the_test_and_the_interval(tmp_path: Path) -> None:
+    """McNemar's p is just below 0.05 here, and the interval of the difference just holds 0."""
+    write_run(tmp_path / "first", np.arange(600))
+    write_run(tmp_path / "second", np.arange(12, 624))
+    comparison = compared(tmp_path, "first", "second")
+    accuracy = next(row for row in comparison.metrics if row.name == "accuracy")
+    assert comparison.p < 0.05 and accuracy.low is not None and accuracy.high is not None
+    assert accuracy.low < 0 < accuracy.high
+    assert comparison.verdict == "no evidence"
+
+
 def test_few_discordant_images_are_tested_exactly(tmp_path: Path) -> None:
     write_run(tmp_path / "first", np.arange(30), images=500)
     write_run(tmp_path / "second", np.arange(36), images=500)

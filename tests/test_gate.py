@@ -15,12 +15,13 @@ from crafted_run import IMAGES, commit, edit_metrics, errors, repository, set_pa
 from numpy.typing import NDArray
 
 from onecycle import gate, paths, revisions
-from onecycle.differences import run_deviation
+from onecycle.differences import EqualRuns, run_deviation
 from onecycle.errors import UserError
 from onecycle.exits import CRASHED
 from onecycle.gate import judge, verdict_on
 from onecycle.params import load
-from onecycle.results import read, read_side
+from onecycle.results import Results, read, read_side
+from onecycle.revisions import Place
 from onecycle.stats_tests import Discordant, paired_difference, runs_estimate, runs_to_settle
 
 COMMON, OWN = 375, 225
@@ -149,6 +150,43 @@ def test_limits_are_params(tmp_path: Path, onecycle: Run) -> None:
     set_params(tmp_path, {"gate.margin": 0.005})
     code, _, said = onecycle(tmp_path, "gate", "--baseline", "other")
     assert (code, said) == (2, "error: params.yaml: gate.negligible must be < gate.margin (0.005), got 0.007\n")
+
+
+def test_a_rise_of_loss_that_may_be_chance_fails_nothing(tmp_path: Path) -> None:
+    """Equal runs whose loss varies as much are known, or hardly varies, or none are."""
+
+    def run(name: str, start: int, sure: float) -> Results:
+        write_run(tmp_path / name, errors(COMMON, OWN, start), sure=sure)
+        return read(Place(name, None, tmp_path / name))
+
+    sides = (run("baseline", 0, 0.97),), (run("candidate", OWN, 0.96),)
+    limits = LIMITS.model_copy(update={"loss_margin": 0.005})
+    for name, spread, expected in (
+        ("far", 0.01, "inconclusive"),
+        ("near", 0.0001, "regression"),
+        ("", 0, "regression"),
+    ):
+        kept = [run(f"{name}{seed}", 300 * seed, 0.97 - seed * spread) for seed in range(3)] if name else []
+        judged = judge(*sides, limits, EqualRuns({"exercise": kept}, "results/reference") if kept else None)
+        verdicts = {check.name: check.verdict for check in judged.checks}
+        assert verdicts == {"accuracy": verdicts["accuracy"], "floor": "pass", "loss": expected, "ece": "pass"}
+        said = "loss rose by more than the limit, which may be chance"
+        assert any(said in part for part in gate.page(judged, limits) if isinstance(part, str)) == (
+            expected == "inconclusive" and verdicts["accuracy"] == "pass"
+        )
+
+
+def test_seeds_that_are_there_were_not_enough(tmp_path: Path) -> None:
+    """Three on one side ask for four each at least, however little the many on the other side deviate."""
+    for name, steps in (("few", (0, 35, 70)), ("many", (35, 37) * 12)):
+        for seed, step in enumerate(steps):
+            write_run(tmp_path / f"{name}{seed}", errors(COMMON, OWN + step, 300 * seed + 7 * len(steps)))
+            set_params(tmp_path / f"{name}{seed}", {"seed": seed})
+    sides = [read_side(",".join(map(str, sorted(tmp_path.glob(f"{name}*"))))) for name in ("few", "many")]
+    judged = judge(sides[0], sides[1], LIMITS)
+    assert judged.checks[0].verdict == "inconclusive" and judged.deviation is not None
+    assert runs_to_settle(LIMITS.margin, judged.deviation, LIMITS.alpha) == 3
+    assert judged.seeds == 4
 
 
 def test_without_a_baseline_only_the_floor_judges(planted: Path, onecycle: Run) -> None:

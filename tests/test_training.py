@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from onecycle import data
+from onecycle import data, training
 from onecycle.data import Dataset
 from onecycle.device import Compute
 from onecycle.errors import UserError
@@ -141,27 +141,49 @@ def test_the_schedule_is_what_the_optimiser_gets(small_params: MakeParams, digit
     assert history[-1].learning_rate == got[-1][0] == pytest.approx(0.01 / params.one_cycle.div_factor)
 
 
-def test_figures_are_means_over_images(small_params: MakeParams, digits: Dataset) -> None:
-    """With a rate too small to change anything, the epoch's loss is that of the same images in one go."""
-    params = small_params(
-        epochs=1,
-        **{
-            "one_cycle.max_lr": 1e-30,
-            "one_cycle.max_at_epoch": 0.5,
-            "augment.crop_probability": 0.0,
-            "augment.cutout_probability": 0.0,
-            "optimizer.weight_decay": 0.0,
-        },
-    )
-    run = make_run(params, digits)
-    [epoch] = run.epochs()
+def test_figures_are_means_over_images(
+    small_params: MakeParams, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each epoch's own: the training batches as the network was when it saw them, and all held-out images."""
+    monkeypatch.setattr(training, "HELD_OUT_BATCH", 10)  # of 32
+    run = make_run(small_params(epochs=2), digits)
+    seen: list[tuple[float, int]] = []
+    step = run.objective
+
+    def noted(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        kept = (
+            generator_states(run.device),
+            {name: value.clone() for name, value in run.classifier.state_dict().items()},
+        )
+        with torch.no_grad():
+            logits = run._logits(images)
+        restore_generators(kept[0])
+        run.classifier.load_state_dict(kept[1])
+        seen.append((float(F.cross_entropy(logits, labels)) * len(labels), int((logits.argmax(1) == labels).sum())))
+        return step(images, labels)
+
+    run.objective = noted
     _, held_out = data.split(digits.train_labels, 0.1, 0)
     images = torch.from_numpy(digits.train_images[held_out])
     labels = torch.from_numpy(digits.train_labels[held_out])
-    with torch.inference_mode():
-        logits = run.classifier.eval().logits(images)
-    assert epoch.held_out_accuracy == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
-    assert epoch.held_out_loss == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5)
+    for epoch in run.epochs():
+        loss, hits = (sum(figures) for figures in zip(*seen, strict=True))
+        assert len(seen) == 9
+        assert (epoch.train_loss, epoch.train_accuracy) == (pytest.approx(loss / 288, rel=1e-5), hits / 288)
+        seen.clear()
+        with torch.inference_mode():
+            logits = run.classifier.eval().logits(images)
+        assert epoch.held_out_accuracy == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
+        assert epoch.held_out_loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-5)
+
+
+def test_the_scale_of_fp16_is_part_of_the_state(small_params: MakeParams, digits: Dataset) -> None:
+    run, other = (make_run(small_params(epochs=2), digits, precision=torch.float16) for _ in range(2))
+    next(run.epochs())
+    run._scaler.update(1024.0)
+    assert other._scaler.get_scale() != 1024
+    other.restore(run.snapshot())
+    assert other._scaler.get_scale() == 1024
 
 
 def test_held_out_images_are_never_trained_on(small_params: MakeParams, digits: Dataset) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from signal import SIGKILL
 
@@ -16,6 +17,11 @@ from onecycle import paths
 def test_never_mixed_in(workspace: Path, pipeline: Path, tmp_path: Path) -> None:
     set_params(workspace, {"runtime.checkpoint_seconds": 0.001})
     stage(workspace, "train", -SIGKILL, **before_renaming(tmp_path, "train", "step-00000008.ckpt", SIGKILL))
+
+    [file] = (workspace / ".state/train").glob("*/identity.json")
+    decides = json.loads(file.read_text(encoding="utf-8"))
+    assert decides.keys() >= {"data", "learning rate", "device", "threads", "optimizer.name", "model.width", "seed"}
+    assert not [key for key in decides if key.startswith(("gate.", "runtime.", "lr_range.", "evaluate."))]
 
     set_params(workspace, {"one_cycle.max_lr": 0.02})
     afresh = "an interrupted run is kept but differs in learning rate, one_cycle.max_lr; starting afresh"
