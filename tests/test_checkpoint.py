@@ -133,6 +133,37 @@ def test_a_signal_while_it_is_forgotten_comes_too_late(
     assert not files[0].parent.exists()
 
 
+def test_an_experiment_waits_for_the_same_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of two in DVC's queue that differ in what comes after it; in the workspace itself it is refused."""
+    monkeypatch.setattr(checkpoint, "PATIENCE_SECONDS", 0.05)
+    experiment = tmp_path / ".dvc/tmp/exps/tmp1"
+    experiment.mkdir(parents=True)
+    held, done = threading.Event(), threading.Event()
+
+    def train() -> None:
+        with Checkpoints(tmp_path, IDENTITY):
+            held.set()
+            done.wait(60)
+
+    first = threading.Thread(target=train)
+    first.start()
+    held.wait(60)
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.raises(UserError, match=r"runs the same training already .* let it end first"),
+        Checkpoints(tmp_path, IDENTITY),
+    ):
+        pass
+    threading.Timer(0.3, done.set).start()
+    monkeypatch.chdir(experiment)
+    with Checkpoints(tmp_path, IDENTITY):
+        assert done.is_set()
+    first.join()
+    assert capsys.readouterr().out.endswith("; waiting for it\n")
+
+
 def test_what_nobody_took_up_for_a_month_is_forgotten_when_another_run_ends_well(tmp_path: Path) -> None:
     month_ago = time.time() - (checkpoint.ABANDONED_DAYS + 1) * 86_400
     identities = {name: {"run": name} for name in ("old", "recent", "going on", "ended")}

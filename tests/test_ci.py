@@ -66,6 +66,13 @@ def test_the_first_job_runs_what_a_pull_request_needs_in_this_order() -> None:
     assert len(run) == 4 and '.venv/bin/onecycle gate --baseline "$BASELINE"' in run[3]
 
 
+def test_what_was_merged_is_checked_and_not_gated() -> None:
+    """There is no other branch to compare it with."""
+    assert "\n  push:\n    branches: [main]\n" in WORKFLOW.read_text(encoding="utf-8")
+    gated = [step["name"] for step in steps("check") if step.get("if") == "github.event_name == 'pull_request'"]
+    assert gated == ["Gate"]
+
+
 def test_the_hooks_are_the_checks_of_make() -> None:
     makefile = (REPO / "Makefile").read_text(encoding="utf-8")
     recipe = makefile.partition("\ncheck: ")[2].partition("\n\n")[0].splitlines()[1:]
@@ -105,6 +112,10 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command(folder, "git", "switch", "-qc", "forgetful", "main")
     set_params(folder, {"epochs": 30})
     commit(folder, "30 epochs, not run")
+    command(folder, "git", "switch", "-qc", "unrun", "main")
+    with (folder / "src/onecycle/training.py").open("a", encoding="utf-8") as code:
+        code.write("# Changed since it ran.\n")
+    commit(folder, "Other code, not run")
     command(folder, "git", "switch", "-q", "main")
     return folder
 
@@ -129,7 +140,7 @@ def check_out(origin: Path, folder: Path, branch: str, *options: str) -> Path:
     (folder / branch / ".venv").mkdir()
     for name in ("bin", "lib", "pyvenv.cfg"):
         (folder / branch / ".venv" / name).symlink_to(Path(sys.prefix) / name)
-    (folder / branch / ".venv/.ready").touch()
+    (folder / branch / ".venv/.ready").write_text(f"{(folder / branch / '.venv').resolve()}\n", encoding="utf-8")
     return folder / branch
 
 
@@ -188,6 +199,14 @@ def test_a_bad_branch_fails_with_a_table_that_says_why(origin: Path, tmp_path: P
     assert "Failed: accuracy." in done.summary and done.summary in done.output
 
 
+def test_a_branch_whose_code_was_not_run_is_told_so_beside_the_verdict(origin: Path, tmp_path: Path) -> None:
+    """Its results are the baseline's, which says nothing of it."""
+    done = job(check_out(origin, tmp_path, "unrun"), AFTER)
+    assert done.failed is None and done.summary.startswith("**Gate: pass**")
+    assert "Both give the same predictions." in done.summary
+    assert "\n\n    warning: train: src/onecycle/training.py is not what it ran with" in done.summary
+
+
 def test_a_branch_whose_params_were_not_run_fails_before_the_gate(origin: Path, tmp_path: Path) -> None:
     done = job(check_out(origin, tmp_path, "forgetful"), AFTER)
     assert (done.failed, done.code, done.summary) == ("dvc.lock", 1, "")
@@ -199,7 +218,7 @@ def test_what_cannot_be_judged_says_so_in_the_summary_as_plain_text(origin: Path
     done = job(check_out(origin, tmp_path, "good", "--depth=1"), AFTER)
     assert (done.failed, done.code) == ("Gate", 2)
     assert done.summary.startswith(
-        "    error: origin/main is not in this shallow clone; fetch the whole history: `fetch-"
+        "\n    error: origin/main is not in this shallow clone; fetch the whole history: `fetch-"
     )
     assert done.summary in done.output
 

@@ -411,6 +411,15 @@ def test_handshake_that_fails_is_tried_again_and_a_certificate_nobody_trusts_is_
     assert "; 127.0.0.1 has no certificate that is trusted here); " in str(refusal.value)
 
 
+def test_certificates_that_are_gone_are_told_of(tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a variable still names those of an environment that was removed."""
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "gone.pem"))
+    server = serve()
+    server.url = server.url.replace("http://", "https://")
+    with pytest.raises(UserError, match=r"127\.0\.0\.1 cannot be asked \(.*certificate.*gone\.pem\)"):
+        fetch(tmp_path, server)
+
+
 def test_html_page_is_refused_at_its_first_bytes(tmp_path: Path, serve: Serve) -> None:
     server = serve(html_page)
     with pytest.raises(UserError, match=r"127\.0\.0\.1 answered with text/html, not with a \.tar\.gz"):

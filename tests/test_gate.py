@@ -94,6 +94,7 @@ def test_a_run_against_itself_passes_on_few_images(tmp_path: Path, onecycle: Run
     code, output, _ = onecycle(tmp_path, "gate", "--baseline", "again", "--strict", "--markdown")
     assert code == 0 and "| +0.00 | +0.00 to +0.00 | pass |" in output
     assert "Accuracy of equal runs" not in output  # on which nothing stands
+    assert "Both give the same predictions." in output
     write_run(tmp_path, np.arange(18), images=360, sure=0.96)
     assert onecycle(tmp_path, "gate", "--baseline", "again", "--strict")[0] == 3
 

@@ -204,7 +204,7 @@ def test_the_cheap_ones_run(workspace: Path, tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (workspace / ".venv").mkdir()
     (workspace / ".venv/bin").symlink_to(Path(sys.executable).parent)
-    (workspace / ".venv/.ready").touch()
+    (workspace / ".venv/.ready").write_text(f"{(workspace / '.venv').resolve()}\n", encoding="utf-8")
     for line in RUN:
         words = shlex.split(line.replace("/mnt/shared/onecycle", str(tmp_path / "store")))
         done = command(workspace, *words)

@@ -127,7 +127,7 @@ def test_figures_on_the_page_are_the_inputs(inputs: ReportInputs) -> None:
         f"{metrics['loss']:.4f}",
         words.percent(metrics["ece"], 2),
         "6,573,130",
-        "LRMAX 0.01",
+        "Peak rate 0.01",
         "one_cycle",
         "torch 2.15.0",
         "CustomResNet <head>",
@@ -224,6 +224,29 @@ def test_runs_of_one_epoch_and_of_constant_momentum_are_whole(inputs: ReportInpu
     assert "momentum that mirrors it" not in html
     assert html.count('<i class="single') == 5, "accuracy and loss of two splits, and the gap"
     assert "nan" not in Page(html).text
+
+
+def test_a_training_that_ended_on_the_way_up_has_no_peak(inputs: ReportInputs, small_params: Any) -> None:
+    params = small_params(**{"epochs": 6, "one_cycle.max_at_epoch": 5})
+    history, schedule = training(params, "validation")
+    ended = schedule[schedule["epoch"] <= 2]
+    kept = {**inputs.train_metrics, "kept_epoch": 1, "epochs": 2}
+    early = replace(inputs, params=params, history=history.head(2), schedule=ended, train_metrics=kept)
+    text = Page(page(early)).text
+    highest = words.rate(ended["learning_rate"].max())
+    assert f" up to {highest}. Training ended early, after epoch 2 of 6, before the peak of 0.01." in text
+    assert "at the last step" not in text and "peak 0." not in text
+    assert " up to 0.01, and down to 0.0001 at the last step" in Page(page(replace(inputs, params=params))).text
+
+
+def test_what_params_allow_and_few_choose(inputs: ReportInputs, small_params: Any) -> None:
+    params = small_params(**{"data.validation_fraction": 0.125, "one_cycle.max_lr": 0.4})
+    low = {**ACCEPTED, "min_lr": 1e-9}
+    shown = Page(page(replace(inputs, params=params, suggestion=low)))
+    assert "12.5 % of them held out for validation" in " ".join(shown.text.split())
+    assert "params.yaml overrides both: training took 0.01" in shown.text
+    marks = [path["d"] for path in shown.all("path") if path.get("class", "").startswith("mark")]
+    assert marks and not any(mark.startswith("M-") for mark in marks), "LRMIN would be left of the plot"
 
 
 def test_a_perfect_classifier_has_a_page_too(digits: Dataset, small_params: Any) -> None:

@@ -175,7 +175,8 @@ def test_a_chart_is_read_with_the_keyboard(visit: Any) -> None:
     page = visit(1400, 900).page
     slider = page.locator("#curves input").first
     slider.focus()
-    before = slider.get_attribute("aria-valuetext") or ""
+    before = slider.get_attribute("aria-valuetext")
+    assert before is not None and "train" in before and "validation" in before
     words = page.locator("#curves .where").first
     shown = words.inner_text()
     page.keyboard.press("Home")
@@ -184,8 +185,8 @@ def test_a_chart_is_read_with_the_keyboard(visit: Any) -> None:
     first = slider.get_attribute("aria-valuetext") or ""
     assert first != before
     assert first.startswith(words.inner_text())
-    values = page.locator("#curves .chart").first.locator(".legend b").all_inner_texts()
-    assert first.endswith(", ".join(values))
+    train, held_out = page.locator("#curves .chart").first.locator(".legend b").all_inner_texts()
+    assert first.endswith(f", train {train}, validation {held_out}")
     page.keyboard.press("ArrowRight")
     assert slider.get_attribute("aria-valuetext") != first
 
@@ -196,7 +197,11 @@ def test_a_pointer_reads_charts_and_matrix(visit: Any) -> None:
     chart.hover(position={"x": 40, "y": 40})
     near = page.locator("#range-test .where").first.inner_text()
     chart.hover(position={"x": 400, "y": 40})
-    assert page.locator("#range-test .where").first.inner_text() != near
+    far = page.locator("#range-test .where").first.inner_text()
+    assert far != near
+    chart.click(position={"x": 400, "y": 40})
+    assert page.locator("#range-test .where").first.inner_text() == far, "a press reads what the pointer is over"
+    assert page.locator("#range-test input").first.evaluate("slider => slider.getAttribute('aria-valuetext')")
     page.locator(".confusion td.right").first.hover()
     assert "recognised" in page.locator(".confusion-reading").inner_text()
 

@@ -45,3 +45,13 @@ def test_the_stages_of_one_command_say_nothing_twice(pipeline: Path) -> None:
     said = Counter(line for line in lines if line.strip() and not line.startswith(DVC))
     assert any(line.startswith("epoch  3/3  train") for line in said)
     assert {line: times for line, times in said.items() if times > 1} == {}
+
+
+@pytest.mark.parametrize("number", ["EACCES", "EPERM", "EROFS"])
+def test_a_file_of_another_user_is_named(tmp_path: Path, number: str) -> None:
+    """As what a container has left that ran as root."""
+    raises = f"def body(): raise OSError(errno.{number}, os.strerror(errno.{number}), '.state/train/a.lock')"
+    code = f"import errno, os; from onecycle.exits import exit_with\n{raises}\nexit_with(body)"
+    done = command(tmp_path, "python", "-c", code, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: .state/train/a.lock may not be read or written here: ")

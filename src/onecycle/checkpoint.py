@@ -50,16 +50,21 @@ class Checkpoints:
         self._lock = _lock(self._folder)
 
     def __enter__(self) -> Checkpoints:
-        """Raises `UserError` where another process trains the very same run."""
+        """Where another process trains the very same run, an experiment that DVC started waits for what it leaves.
+
+        Raises:
+            UserError: as that, in the workspace itself.
+        """
         self._all.mkdir(parents=True, exist_ok=True)
         lock = Path(self._lock.lock_file)
         try:
             self._lock.acquire(timeout=PATIENCE_SECONDS)
         except Timeout:
-            holder = lock.read_text(encoding="utf-8")
-            raise UserError(
-                f"process {holder} runs the same training already (lock {lock}); let it end first"
-            ) from None
+            same = f"process {lock.read_text(encoding='utf-8')} runs the same training already (lock {lock})"
+            if paths.original_root() == Path.cwd().resolve():
+                raise UserError(f"{same}; let it end first") from None
+            print(f"train: {same}; waiting for it", flush=True)
+            self._lock.acquire()
         lock.write_text(str(os.getpid()), encoding="utf-8")
         for leftover in self._folder.glob(".*.tmp"):  # of a process that was killed while it wrote
             leftover.unlink()

@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
-"""Of cgroup v2, as a container sees it: microseconds of processor time in each period, and the period; or "max"."""
+CGROUP = Path("/sys/fs/cgroup")
+"""Of a container, as it sees it itself."""
+QUOTAS = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
+"""Of cgroup v2, and v1: microseconds of processor time in each period, and the period; "max" or -1: no quota."""
 
 
 def processors() -> int | None:
     """The whole processors that the quota is worth, one at least; None where there is no quota."""
-    try:
-        quota, period = CPU_MAX.read_text(encoding="ascii").split()
-        return max(1, int(quota) // int(period))
-    except (OSError, ValueError):
-        return None
+    for files in QUOTAS:
+        try:
+            quota, period = (int(word) for name in files for word in (CGROUP / name).read_text("ascii").split())
+        except (OSError, ValueError):
+            continue
+        if quota > 0 and period > 0:
+            return max(1, quota // period)
+    return None
 
 
 def usable() -> int:

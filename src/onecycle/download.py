@@ -220,6 +220,10 @@ def _stream(url: str, part: Path, patience: Patience, slowest: float) -> None:
         raise _PassingError(f"cannot be reached{by_tls}") from None
     except (requests.RequestException, ValueError) as error:  # ValueError: a malformed address or header
         raise SourceError(f"cannot be asked ({type(error).__name__})") from None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise SourceError(f"cannot be asked ({error})") from None  # requests: the certificates it is told of are gone
     except HTTPError:  # urllib3's, while the archive arrives
         raise _PassingError(f"broke off after {_size(part):,} bytes") from None
 

@@ -34,6 +34,8 @@ def exit_with(body: Callable[[], int | None]) -> NoReturn:
             sys.exit(128 + signal.SIGPIPE)
         if isinstance(error, OSError) and _no_room(error):
             _refuse(f"no room left to write {error.filename or 'a file'}; free some and run again")
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
+            _refuse(f"{error.filename} may not be read or written here: {error.strerror}; see whose it is")
         if isinstance(error, OSError) and error.errno == errno.ENOLCK:
             _refuse("this file system grants no locks; put the workspace on a local disk, or mount it with locks")
         traceback.print_exc()

@@ -193,6 +193,8 @@ def page(judgement: Judgement, limits: GateParams) -> Page:
     ]
     parts.append(f"To pass: {', '.join(check.rule for check in judgement.checks)}.")
     parts.append(f"{candidate} {against}. {_explained(judgement, limits)}".strip())
+    if baseline and judgement.deviation is None:
+        parts.append("Both give the same predictions.")
     if judgement.deviation:
         said = f"{100 * judgement.deviation:.2f} points ({judgement.deviation_source})"
         parts.append(f"Accuracy of equal runs deviates by {said}.")

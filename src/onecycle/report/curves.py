@@ -14,7 +14,7 @@ from onecycle.report.words import percent, points, rate
 
 
 def range_test(curve: pd.DataFrame, suggestion: Mapping[str, Any]) -> list[Chart]:
-    """Loss and accuracy against the rate, raw and smoothed, with LRMAX and LRMIN marked where there are some.
+    """Loss and accuracy against the rate, raw and smoothed, with LRMAX and LRMIN marked where they were tried.
 
     A test that blew up at its first steps has no curve: no chart.
     """
@@ -27,6 +27,7 @@ def range_test(curve: pd.DataFrame, suggestion: Mapping[str, Any]) -> list[Chart
             Mark(float(x.at(suggestion["max_lr"])), f"LRMAX {rate(suggestion['max_lr'])}"),
             Mark(float(x.at(suggestion["min_lr"])), f"LRMIN {rate(suggestion['min_lr'])}", dashed=True, row=1),
         ]
+        marks = [mark for mark in marks if 0 <= mark.at <= 1]  # LRMIN may be lower than any rate tried
     alt = f"{{}} of the range test against the learning rate. {_suggested(suggestion)}"
 
     def chart(name: str, y: Axis, words: Words, colour: str, size: str, shown: list[Mark]) -> Chart:
@@ -61,13 +62,16 @@ def schedule(steps: pd.DataFrame) -> list[Chart]:
     """Rate and, where it cycles, momentum against the epoch."""
     x = Axis("epoch", 0, float(steps["epoch"].max()), "{:.3g}".format)
     peak = steps.iloc[int(steps["learning_rate"].to_numpy().argmax())]
-    marks = [Mark(float(x.at(peak["epoch"])), f"peak {rate(peak['learning_rate'])}, end of epoch {peak['epoch']:.3g}")]
+    marks = []
+    if peak["learning_rate"] > steps["learning_rate"].iloc[-1]:  # else training ended on the way up
+        words = f"peak {rate(peak['learning_rate'])}, end of epoch {peak['epoch']:.3g}"
+        marks.append(Mark(float(x.at(peak["epoch"])), words))
 
     def chart(name: str, column: str, colour: str, size: str, floor: float | None, shown: list[Mark]) -> Chart:
         low, high = around([steps[column]], floor=floor, margin=0.1)
         alt = (
             f"{name.capitalize()} per optimiser step: {rate(steps[column].iloc[0])} at first, "
-            f"{rate(peak[column])} at the peak of the rate, {rate(steps[column].iloc[-1])} at last."
+            f"{rate(peak[column])} at the highest rate, {rate(steps[column].iloc[-1])} at last."
         )
         line = Line(name, colour, steps[column], rate)
         return line_chart(
@@ -123,7 +127,7 @@ def training(history: pd.DataFrame, held_out: str, kept_epoch: int) -> list[Char
 
 def _suggested(suggestion: Mapping[str, Any]) -> str:
     if suggestion["accepted"]:
-        return f"LRMAX {rate(suggestion['max_lr'])} and LRMIN {rate(suggestion['min_lr'])} are marked."
+        return f"LRMAX is {rate(suggestion['max_lr'])}, LRMIN {rate(suggestion['min_lr'])}."
     return f"No rate is suggested: {suggestion['reason']}"
 
 

@@ -13,7 +13,8 @@ for (const figure of document.querySelectorAll("figure.charts")) {
     for (const { readings, slider, cursor, dots, values, where } of charts) {
       const [at, words, lines] = readings[index];
       slider.value = index;
-      slider.setAttribute("aria-valuetext", [words, ...lines.map(([text]) => text)].join(", "));
+      const named = lines.map(([text], i) => `${values[i].dataset.name} ${text}`);
+      slider.setAttribute("aria-valuetext", [words, ...named].join(", "));
       where.textContent = words;
       cursor.hidden = false;
       cursor.style.left = `${100 * at}%`;
@@ -27,13 +28,21 @@ for (const figure of document.querySelectorAll("figure.charts")) {
   };
 
   for (const { readings, slider } of charts) {
-    slider.addEventListener("input", () => show(Number(slider.value)));
-    slider.addEventListener("pointermove", (event) => {
+    let pointed = null; // the reading nearest to a pointer that is down; the slider itself takes them for evenly spread
+    slider.addEventListener("input", () => show(pointed ?? Number(slider.value)));
+    const point = (event) => {
       const box = slider.getBoundingClientRect();
       const at = (event.clientX - box.left) / box.width;
       const distance = (index) => Math.abs(readings[index][0] - at);
-      show(readings.reduce((best, _, index) => (distance(index) < distance(best) ? index : best), 0));
-    });
+      const nearest = readings.reduce((best, _, index) => (distance(index) < distance(best) ? index : best), 0);
+      pointed = event.buttons ? nearest : null;
+      show(nearest);
+    };
+    slider.addEventListener("pointerdown", point);
+    slider.addEventListener("pointermove", point);
+    for (const end of ["pointerup", "pointercancel"]) {
+      slider.addEventListener(end, () => setTimeout(() => (pointed = null))); // after the slider's own event
+    }
   }
 }
 
