@@ -103,6 +103,20 @@ def test_a_row_keeps_it_without_secrets(tmp_path: Path) -> None:
             assert b"correct horse" not in file.read_bytes()
 
 
+def test_new_files_that_are_no_code_stay_out(repository: Path) -> None:
+    for name in ("src/.env", "src/a/.netrc", "src/a.pem", "src/a/b.key", "src/a/new.py"):
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository / name).write_text("new\n", encoding="utf-8")
+    named = [line.strip() for line in patch.take().content.decode().splitlines() if line.startswith("+++ ")]
+    assert len(named) == 1 and named[0].endswith("/src/a/new.py")
+
+
+def test_a_private_key_is_kept_in_no_row(repository: Path) -> None:
+    key = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1r\n-----END OPENSSH PRIVATE KEY-----\n"
+    (repository / "src/a.py").write_text(f'KEY = """{key}"""\n', encoding="utf-8")
+    assert patch.take() == patch.Patch(b"", "not kept: it holds a private key")
+
+
 def test_what_would_not_apply_without_its_secrets_is_not_kept(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

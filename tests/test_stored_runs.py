@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from mlflow import MlflowClient
 from onecycle import paths, yaml_values
 from onecycle.errors import UserError
 from onecycle.params import flatten, load
+from onecycle.provenance import Recorded
 from onecycle.results import differing_params, read
 from onecycle.revisions import AbsentError, find
 from onecycle.tracking.champion import promote
@@ -247,6 +249,31 @@ def test_one_model_is_promoted_and_not_several(stored: Stored, onecycle: Run) ->
         [],
         "error: --promote makes one model the champion; give one run as --candidate\n",
     )
+
+
+def test_a_row_promotes_the_version_of_its_model_whatever_number_that_has_now(stored: Stored) -> None:
+    """Versions are counted anew once a registered model was deleted."""
+    candidate = read(find(stored.runs["worse"]))
+    assert candidate.place.row and candidate.place.row.version == (MODEL, "3")
+    own = Recorded(outputs={paths.MODEL.as_posix(): md5(b"equal")})
+    assert promote(replace(candidate, made=own), "main", None).endswith("@champion is version 2 now.")
+    other = Recorded(outputs={paths.MODEL.as_posix(): md5(b"of a version that is gone")})
+    with pytest.raises(UserError, match="has no version in MLflow's registry"):
+        promote(replace(candidate, made=other), "main", None)
+
+
+def test_a_version_whose_run_is_gone_is_no_absent_baseline(stored: Stored) -> None:
+    """Else the floor alone would judge."""
+    run = stored.client.create_run(stored.client.get_run(stored.runs["first"]).info.experiment_id).info.run_id
+    made = stored.client.create_model_version(MODEL, f"runs:/{run}/model", run)
+    with sqlite3.connect(stored.folder / "mlflow.db") as database:  # as `mlflow gc` leaves it
+        database.execute("DELETE FROM tags WHERE run_uuid = ?", (run,))
+        database.execute("DELETE FROM runs WHERE run_uuid = ?", (run,))
+    try:
+        with pytest.raises(UserError, match=f"the run that made models:/{MODEL}/{made.version} is gone from MLflow"):
+            find(f"models:/{MODEL}/{made.version}")
+    finally:
+        stored.client.delete_model_version(MODEL, made.version)
 
 
 def test_a_champion_that_changed_since_it_judged_is_not_replaced(stored: Stored) -> None:

@@ -32,7 +32,9 @@ import mlflow, numpy as np, torch
 mlflow.set_tracking_uri(sys.argv[1])
 images = np.load(sys.argv[2])
 uri = f"models:/{sys.argv[3]}@candidate"
+torch.cuda.is_available = lambda: True  # on a machine with a GPU it must not be looked for there
 np.save("pyfunc.npy", mlflow.pyfunc.load_model(uri).predict(images))
+torch.cuda.is_available = lambda: False
 module = mlflow.pytorch.load_model(uri)
 with torch.no_grad():
     np.save("pytorch.npy", module(torch.from_numpy(images)).numpy())

@@ -260,11 +260,24 @@ def test_a_kept_file_does_not_change_with_the_original(tmp_path: Path) -> None:
         ("postgresql://me:a?key=b@db/x", "postgresql://db/x"),
         ('f("https://db/x?sig=a%2Bb", n=1)', 'f("https://db/x?sig=", n=1)'),
         (MINIFIED, MINIFIED),
+        ('f"http://{host}:{port}/{name}@{version}"', 'f"http://{host}:{port}/{name}@{version}"'),
+        ('n//m@x, "http://h:5000","me@x.org"', 'n//m@x, "http://h:5000","me@x.org"'),
+        ('f"https://x/?api_key={key}"', 'f"https://x/?api_key={key}"'),
+        ("import subprocess", "import subprocess"),
+        (f"+HF_TOKEN=hf_{'a1B2' * 8}\n+b", "+HF_TOKEN=$SECRET\n+b"),
+        (f"ghp_{'a1B2' * 9} github_pat_{'a1_2' * 9} glpat-{'a1-2' * 5}", "$SECRET $SECRET $SECRET"),
+        ("AKIAABCDEFGHIJKLMNOP and xoxb-1234567890-abc", "$SECRET and $SECRET"),
+        ("https://hooks.slack.com/services/T0/B0/abc", "https://hooks.slack.com/services/$SECRET"),
+        (f"'Authorization': 'Bearer {'a.B-' * 8}'", "'Authorization': 'Bearer $SECRET'"),
+        ("+first line\n+second line", "+$DEPLOY_KEY\n+$DEPLOY_KEY"),
+        ("of db-pass", "of $DB_PW"),
     ],
 )
 def test_secrets_are_taken_out(text: str, clean: str) -> None:
     environment = {"MY_TOKEN": "hunter22", "PASSWORD": "", "HOME": "/home/me", "KEY": "2"}
     environment |= {"A_TOKEN": "sesame", "LONG_TOKEN": "sesame-open"}
+    environment |= {"PIP_KEYRING_PROVIDER": "import", "UV_KEYRING_PROVIDER": "subprocess", "DB_PW": "db-pass"}
+    environment |= {"DEPLOY_KEY": "first line\nsecond line\n"}
     environment |= {"TOKENIZERS_PARALLELISM": "train", "GIT_AUTHOR_NAME": "somebody", "DISABLE_IMPLICIT_TOKEN": "false"}
     assert without_secrets(text, environment) == clean
 

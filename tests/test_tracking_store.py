@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -777,6 +777,27 @@ def test_a_command_on_another_machine_is_over_a_day_after_its_last_word_and_stay
     os.utime(journal.file, (before, before))
     relay.read()
     assert relay.over and relay.state.status == "KILLED"
+
+
+def test_what_another_machine_has_left_is_sent_once_nobody_else_sends_it(workspace: Workspace) -> None:
+    """As of a container that ended with its sender; a quarter of an hour later its command has ended, too."""
+    container = Process("a-container", 1, 0.0)
+    journal = Journal(workspace.root / ".state/journal/one")
+    values = {"data.dataset": "digits"}
+    opened = {"process": asdict(container), "params": values, "row": "row", "workspace": str(workspace.root)}
+    journal.append("open", stage="stats", execution=asdict(Execution(container, "dvc repro")), **opened)
+    journal.append("close", stage="stats", status="FINISHED")
+    journal.acknowledge(replace(journal.sent(), sender=container))
+    lock = journal.folder.with_name("one.lock")
+    with FileLock(lock):
+        assert list(sync()) == ["one: still running, sent as it goes"]
+    assert workspace.rows() == []
+    assert list(sync()) == ["one: sent"] and journal.file.exists()
+    assert [row.status for row in workspace.rows()] == ["FINISHED"]
+    quarter = time.time() - 1000
+    os.utime(journal.file, (quarter, quarter))
+    list(sync())
+    assert not journal.file.exists()
 
 
 def test_a_journal_of_another_version_hinders_no_other(workspace: Workspace) -> None:

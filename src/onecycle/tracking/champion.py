@@ -86,11 +86,16 @@ def _tag(client: MlflowClient, version: Version, tags: dict[str, str]) -> None:
 
 
 def _version(client: MlflowClient, candidate: Results) -> Version | None:
-    """The version of a run's model: a row names it, and any other run has the MD5 by which it is known."""
-    if candidate.place.row:
-        return candidate.place.row.version
+    """The version of a run's model: by the MD5 by which it is known, or as a row names it that does not tell that.
+
+    Versions are counted anew in a registered model that was deleted, so an old row may name another's.
+    """
+    row = candidate.place.row
+    md5 = candidate.made.model if row else _model_md5(candidate)
+    if row and not md5:
+        return row.version
     dataset = candidate.params.get("data.dataset", "")
-    found = find(client, f"{EXPERIMENT_PREFIX}{dataset}", _model_md5(candidate))
+    found = find(client, f"{EXPERIMENT_PREFIX}{dataset}", md5 or "")
     return Version(found.name, str(found.version)) if found else None
 
 

@@ -58,7 +58,7 @@ def _save(model: Path, pictures: Path, target: Path) -> None:
     import mlflow.pytorch
     import numpy as np
     import torch
-    from mlflow.models import ModelSignature
+    from mlflow.models import Model, ModelSignature
     from mlflow.types.schema import Schema, TensorSpec
 
     from onecycle.model import load_classifier
@@ -80,6 +80,10 @@ def _save(model: Path, pictures: Path, target: Path) -> None:
         metadata={"classes": list(file.classes)},
         serialization_format="pt2",
     )
+    # Where there is a GPU, pyfunc would load it onto that, and refuse: the program holds its weights on the CPU.
+    described = Model.load(str(target))
+    described.flavors["python_function"]["config"] = {"device": "cpu"}
+    described.save(str(target / "MLmodel"))
 
 
 def _saved(model: Path, pictures: Path, target: Path) -> int:

@@ -29,6 +29,9 @@ from typing import Any
 from onecycle import paths
 from onecycle.tracking.execution import Process
 
+QUIET_SECONDS = 86_400.0
+"""Without a word a process on another machine counts as ended after so long."""
+
 Entry = dict[str, Any]
 
 
@@ -123,9 +126,9 @@ class Journal:
         """When the last entry was appended, in seconds since 1970."""
         return self.file.stat().st_mtime
 
-    def runs(self, process: Process) -> bool:
-        """Whether a process still runs; of one on another machine only what it wrote in the last day tells."""
-        return process.alive() if process.here else time.time() - self.written() < 86_400
+    def runs(self, process: Process, quiet: float = QUIET_SECONDS) -> bool:
+        """Whether a process still runs; of one on another machine tells what it wrote in `quiet` seconds."""
+        return process.alive() if process.here else time.time() - self.written() < quiet
 
     def sent(self) -> Sent:
         """How far the sender got."""

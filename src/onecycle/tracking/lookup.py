@@ -143,7 +143,10 @@ def find_row(name: str) -> StoredRow | None:
             return None
         if not found.run_id:
             raise UserError(f"{name} was registered without a run, so there are no results of it to compare")
-        return _row(client, found.run_id, Version(found.name, str(found.version)))
+        row = _row(client, found.run_id, Version(found.name, str(found.version)))
+        if row is None:
+            raise UserError(f"the run that made {name} is gone from MLflow, so there are no results of it to compare")
+        return row
     except StoreError as error:
         raise _unasked(error) from None
 

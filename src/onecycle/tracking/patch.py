@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ KEPT, REDACTED = "kept", "kept, secrets left out"
 EMPTY = "empty: nothing that stages are made of"
 EXCLUDED = (*RESULTS, ":(exclude).dvc")
 """What the pipeline itself writes, and DVC's settings, which may hold what opens a remote."""
+PRIVATE = tuple(f":(exclude,glob)**/{name}" for name in (".*", "*.pem", "*.key"))
+"""Of new files those that are no code, and may hold what no row should."""
 
 # Whatever a user's own settings say, `git apply` is to read it.
 _DIFF = (
@@ -27,6 +30,8 @@ _DIFF = (
     *("--unified=3", "--no-relative", "--submodule=short"),
     *("--src-prefix=a/", "--dst-prefix=b/", "HEAD", "--", ".", *EXCLUDED),
 )
+
+_PRIVATE_KEY = re.compile(r"^\+.*-----BEGIN [A-Z ]*PRIVATE KEY-----", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ def take() -> Patch:
     if not content:
         return Patch(b"", "")
     text = content.decode("utf-8", "surrogateescape")
+    if _PRIVATE_KEY.search(text):
+        return Patch(b"", "not kept: it holds a private key")
     redacted = without_secrets(text)
     if not _applies(text, redacted):
         return Patch(b"", "not kept: without the secrets in it, it would not apply")
@@ -71,7 +78,7 @@ def _difference() -> bytes:
         index = Path(folder) / "index"
         copyfile(_git("rev-parse", "--git-path", "index").decode().strip(), index)
         # elsewhere a file that git does not know yet may be anything, a password too
-        new = _git("ls-files", "-z", "--others", "--exclude-standard", "--", *CODE)
+        new = _git("ls-files", "-z", "--others", "--exclude-standard", "--", *CODE, *PRIVATE)
         if new:
             paths = ("--pathspec-from-file=-", "--pathspec-file-nul")
             _git("--literal-pathspecs", "add", "--intent-to-add", *paths, index=index, given=new)

@@ -20,10 +20,13 @@ from onecycle.tracking.describe import description
 from onecycle.tracking.ending import cut_short, final_lock, left_undone, temporary, unrecorded
 from onecycle.tracking.errors import DeletedRowError, StoreError
 from onecycle.tracking.filling import fill_in
-from onecycle.tracking.journal import Entry, Journal
+from onecycle.tracking.journal import QUIET_SECONDS, Entry, Journal
 from onecycle.tracking.row_state import RowState
 from onecycle.tracking.store import EXPERIMENT_PREFIX, Store, connect
 from onecycle.tracking.system import SystemMetrics
+
+BETWEEN_STAGES = 900.0
+"""Seconds without a word after which a command on another machine that has no stage running has ended."""
 
 
 class Relay:
@@ -85,7 +88,8 @@ class Relay:
         """Whether the command may start further stages. Once it has ended, it has."""
         execution = self.state.execution
         if execution and not self._command_ended:
-            self._command_ended = not self.journal.runs(execution.process)
+            quiet = QUIET_SECONDS if self.state.running else BETWEEN_STAGES
+            self._command_ended = not self.journal.runs(execution.process, quiet)
         return execution is not None and not self._command_ended
 
     def _killed(self) -> bool:

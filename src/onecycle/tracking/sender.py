@@ -121,6 +121,12 @@ def _noted(journal: Journal, error: Exception) -> str:
     return fault
 
 
+def is_held(journal: Journal) -> bool:
+    """Whether somebody sends it."""
+    with _held(journal, wait=0) as held:
+        return not held and journal.file.exists()
+
+
 @contextmanager
 def _held(journal: Journal, wait: float) -> Iterator[bool]:
     """The right to send a journal, or False: another has it for longer than `wait` seconds, or has sent all of it."""

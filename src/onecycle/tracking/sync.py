@@ -8,7 +8,7 @@ from onecycle.errors import UserError
 from onecycle.tracking.errors import StoreError
 from onecycle.tracking.journal import Journal, all_journals, sweep
 from onecycle.tracking.row_state import RowState
-from onecycle.tracking.sender import send
+from onecycle.tracking.sender import is_held, send
 from onecycle.tracking.store import EXPERIMENT_PREFIX, connect
 
 PATIENCE_SECONDS = 300.0
@@ -64,6 +64,8 @@ def _there(dataset: str) -> bool:
 
 
 def _looked_after(journal: Journal, state: RowState) -> bool:
-    """Whether its execution is running and has a sender."""
+    """Whether its execution is running and has a sender; one on another machine is known by the lock that it holds."""
     execution, sender = state.execution, journal.sent().sender
-    return bool(execution and journal.runs(execution.process) and sender and journal.runs(sender))
+    if not (execution and journal.runs(execution.process) and sender):
+        return False
+    return journal.runs(sender) if sender.here else is_held(journal)
