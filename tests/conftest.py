@@ -15,7 +15,10 @@ from typing import Any
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, at the first product on a GPU
-for stale in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "DVC_STAGE", "DVC_ROOT"):
+for stale in (
+    *("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "ONECYCLE_TRACKING", "ONECYCLE_DEBUG"),
+    *("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "DVC_STAGE", "DVC_ROOT"),
+):
     os.environ.pop(stale, None)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also in the background, or what tests start would ignore it
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup

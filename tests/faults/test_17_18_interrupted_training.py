@@ -43,7 +43,7 @@ def test_resumed_it_is_the_same_to_the_byte(workspace: Path, pipeline: Path, tmp
 
     set_params(workspace, {"runtime.checkpoint_seconds": 3600})  # from now on a state amid an epoch is the signal's
     for number, code, epoch_end in ((SIGTERM, 143, 9), (SIGINT, 130, 18)):
-        hook = before_renaming(tmp_path / "hook", "train", f"step-{epoch_end:08d}.ckpt", number, later=0.01)
+        hook = before_renaming(tmp_path / "hook", "train", f"step-{epoch_end:08d}.ckpt", number, later=0.03)
         done = stage(workspace, "train", code, **hook)
         assert resumed in done.stdout
         assert done.stderr.splitlines()[-1] == f"stopped by {number.name}"
