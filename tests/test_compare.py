@@ -186,7 +186,7 @@ def test_two_seeds_of_one_recipe_and_code_are_said_to_be_that(tmp_path: Path) ->
         set_params(tmp_path / f"{seed}", {"seed": seed})
         hashes = {"outputs": {}, "code": {"src/onecycle/training.py": code}}
         (tmp_path / f"{seed}" / "hashes.json").write_text(json.dumps(hashes), encoding="utf-8")
-    told = "Both are the same code and recipe with other seeds: with the same packages and device, chance."
+    told = "Same code and recipe, other seeds: with the same packages and device, what differs is chance."
     for other, expected in (("1", True), ("2", False), ("0", False)):
         comparison = compared(tmp_path, "0", other)
         assert comparison.same_recipe is expected

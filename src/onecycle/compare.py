@@ -214,7 +214,7 @@ def page(comparison: Comparison) -> Page:
     if comparison.same_run:
         parts.append("Both are the same run.")
     if comparison.same_recipe:
-        parts.append("Both are the same code and recipe with other seeds: with the same packages and device, chance.")
+        parts.append("Same code and recipe, other seeds: with the same packages and device, what differs is chance.")
     if comparison.params:
         rows = [(key, *pair) for key, pair in comparison.params.items()]
         parts.append(Table("Params that differ", ("param", "first", "second"), rows))
