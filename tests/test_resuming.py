@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from onecycle import checkpoint
 from onecycle.checkpoint import Checkpoints
 from onecycle.data import Dataset
 from onecycle.errors import Stopped
+from onecycle.loader import Batch
 from onecycle.params import Params
 from onecycle.progress import TrainingProgress
 from onecycle.resuming import train_to_end
@@ -95,3 +96,34 @@ def test_an_epoch_that_another_process_began_has_no_time(capsys: pytest.CaptureF
         logged.append(begun.epoch(Epoch(epoch, 0.1, None, 1.0, 0.5, 1.0, 0.5)))
     assert [set(values) for values in logged] == [set(), {"train/epoch_seconds", "train/images_per_second"}]
     assert capsys.readouterr().err.count("epoch ") == 2
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_what_loads_may_be_gone_before_it_has_handed_over_its_batch(
+    small_params: Callable[..., Params],
+    digits: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: bool,
+) -> None:
+    """A signal to all processes ends those that load at once, and this one asks them for a file that they hold."""
+    params = small_params(**{"runtime.checkpoint_seconds": 3600})
+    run = make_run(params, digits)
+    batches = run._loader.epoch
+
+    def cut_off(epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        for step, batch in enumerate(batches(epoch, first_step)):
+            if step == 4:
+                if asked:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+            yield batch
+
+    monkeypatch.setattr(run._loader, "epoch", cut_off)
+    with pytest.raises(Stopped if asked else ConnectionResetError):
+        carry(run, params, tmp_path)
+    assert [path.name for path in tmp_path.glob("*/step-*")] == ["step-00000004.ckpt"] * asked
+    resumed, whole = make_run(params, digits), make_run(params, digits)
+    carry(resumed, params, tmp_path)
+    carry(whole, params, tmp_path / "whole")
+    assert_equal(resumed.classifier.state_dict(), whole.classifier.state_dict())

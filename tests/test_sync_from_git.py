@@ -131,7 +131,8 @@ def test_a_journal_that_cannot_be_sent_keeps_no_row_from_coming_back(bare: Path,
     (bare / ".state/journal/damaged/entries.jsonl").write_text("no JSON\n{}\n", encoding="utf-8")
     code, output, error = onecycle(bare, "sync", "--from-git")
     assert (code, output.splitlines()[-1]) == (2, "workspace: added")
-    assert error.startswith("error: ") and "damaged" in error
+    said = error.splitlines()[-1]
+    assert said.startswith("error: ") and "damaged" in said
     assert len(rows(bare)) == 1
 
 

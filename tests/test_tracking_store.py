@@ -192,7 +192,7 @@ def test_one_lock_guards_a_new_database_however_it_is_named(
 
     def create(new: Path) -> None:
         try:
-            FileLock(file.with_name("mlflow.db.lock")).acquire(timeout=0)
+            FileLock(fresh_workspace.root / ".state/mlflow.lock").acquire(timeout=0)
         except Timeout:
             locked.append(new)
         new.touch()

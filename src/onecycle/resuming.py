@@ -68,13 +68,14 @@ def train_to_end(
                     save(training.snapshot())
                     saved = time.monotonic()
                 request.obey()
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError) as error:  # the others as it hands over what it has loaded
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             time.sleep(LAST_SECONDS)
             if request.signal_number is None:
                 raise
-            if "exited unexpectedly" in str(error):  # between two steps; else anywhere, and the last state counts
+            # these come between two steps; that one was killed is told anywhere, and the last state counts
+            if not isinstance(error, RuntimeError) or "exited unexpectedly" in str(error):
                 save(training.snapshot())
     request.obey()
 

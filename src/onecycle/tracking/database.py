@@ -57,7 +57,7 @@ def prepare(file: Path) -> None:
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     if not file.exists():
-        with FileLock(file.with_name(f"{file.name}.lock"), timeout=60):
+        with FileLock(_creation_lock(file), timeout=60):
             if not file.exists():
                 _create(file)
     with opened(file, seconds=20) as connection:
@@ -67,6 +67,15 @@ def prepare(file: Path) -> None:
                 advice = "unless a server is still at it, move it away, and the next command makes another"
                 raise StoreError(f"{file.name} is half made and holds no version; {advice}")
             _check_version(file, found[0])
+
+
+def _creation_lock(file: Path) -> Path:
+    """In `.state` of the workspace that the store lies in, whoever asks; beside it anywhere else."""
+    if not (file.parent / ".dvc").is_dir():
+        return file.with_name(f"{file.name}.lock")
+    state = file.parent / paths.state().name
+    state.mkdir(exist_ok=True)
+    return state / "mlflow.lock"
 
 
 def _check_version(file: Path, found: str) -> None:
