@@ -906,6 +906,31 @@ def test_a_version_is_made_in_the_current_store_and_touches_no_other(
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == [fresh_workspace.root]
 
 
+def test_a_version_that_a_request_made_twice_keeps_its_model(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the first answer was lost on its way: the second version goes, and what both are made of stays."""
+
+    def export(_model: Path, _pictures: Path, target: Path) -> None:
+        target.mkdir()
+        (target / "MLmodel").write_text("flavors: {}", encoding="utf-8")
+
+    monkeypatch.setattr(registry, "export", export)
+    store = connect(f"{EXPERIMENT_PREFIX}digits")
+    create = store.client.create_model_version
+
+    def twice(*arguments: Any, **named: Any) -> Any:
+        create(*arguments, **named)
+        return create(*arguments, **named)
+
+    monkeypatch.setattr(store.client, "create_model_version", twice)
+    model = Model("0" * 32, "model.pt", "pictures.npz")
+    registry.attach_model(store, store.create("row", 1), model, workspace.root, evaluated=1)
+    [version] = store.client.search_model_versions(f"name = '{store.name}'")
+    [logged] = store.client.search_logged_models([store.experiment_id])
+    assert (str(version.version), version.source) == ("1", f"models:/{logged.model_id}")
+
+
 def test_the_candidate_is_what_was_evaluated_last_in_whatever_order_rows_arrive(workspace: Workspace) -> None:
     """The first, evaluated again, is a model that another row has made a version of before."""
     store = connect(f"{EXPERIMENT_PREFIX}digits")
