@@ -884,16 +884,17 @@ def test_a_workspace_that_borrows_a_database_leaves_its_owner_no_artifacts_elsew
     assert found.artifact_location == (owner.root / "mlartifacts").as_uri()
 
 
+def export_nothing(_model: Path, _pictures: Path, target: Path) -> None:
+    """Stands in for the export, which takes ten seconds: a folder that is logged as a model."""
+    target.mkdir()
+    (target / "MLmodel").write_text("flavors: {}", encoding="utf-8")
+
+
 def test_a_version_is_made_in_the_current_store_and_touches_no_other(
     fresh_workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also from a folder in the workspace; no empty one of the workspace's quoted name is left beside it."""
-
-    def export(_model: Path, _pictures: Path, target: Path) -> None:
-        target.mkdir()
-        (target / "MLmodel").write_text("flavors: {}", encoding="utf-8")
-
-    monkeypatch.setattr(registry, "export", export)
+    monkeypatch.setattr(registry, "export", export_nothing)
     folder = fresh_workspace.root / "folder"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -910,12 +911,7 @@ def test_a_version_that_a_request_made_twice_keeps_its_model(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where the first answer was lost on its way: the second version goes, and what both are made of stays."""
-
-    def export(_model: Path, _pictures: Path, target: Path) -> None:
-        target.mkdir()
-        (target / "MLmodel").write_text("flavors: {}", encoding="utf-8")
-
-    monkeypatch.setattr(registry, "export", export)
+    monkeypatch.setattr(registry, "export", export_nothing)
     store = connect(f"{EXPERIMENT_PREFIX}digits")
     create = store.client.create_model_version
 

@@ -165,13 +165,16 @@ def once() -> Iterator[None]:
 
 @contextmanager
 def _setting(name: str, value: str) -> Iterator[None]:
-    """One of `_SETTINGS`, which MLflow reads anew for each request, while open."""
-    usual = os.environ[name]
+    """A variable of the environment, where MLflow reads its settings anew for each request, while open."""
+    usual = os.environ.get(name)
     os.environ[name] = value
     try:
         yield
     finally:
-        os.environ[name] = usual
+        if usual is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = usual
 
 
 def current_uri() -> str:
@@ -186,15 +189,8 @@ def as_mlflows_own() -> Iterator[None]:
     Making a version asks that one for the model, whatever store its client has. Otherwise it would be `mlflow.db` in
     the working directory, by an absolute address, for which see `database`.
     """
-    named = os.environ.get("MLFLOW_TRACKING_URI")
-    os.environ["MLFLOW_TRACKING_URI"] = current_uri()
-    try:
+    with _setting("MLFLOW_TRACKING_URI", current_uri()):
         yield
-    finally:
-        if named is None:
-            del os.environ["MLFLOW_TRACKING_URI"]
-        else:
-            os.environ["MLFLOW_TRACKING_URI"] = named
 
 
 def connect(experiment: str) -> Store:
