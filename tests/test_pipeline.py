@@ -159,7 +159,8 @@ def test_evaluation_alone(workspace: Path) -> None:
 
 def test_dvc_speaks_of_metrics_params_and_plots(workspace: Path) -> None:
     shown = json.loads(command(workspace, "dvc", "metrics", "show", "--json").stdout)[""]["data"]
-    assert set(shown) == {path.as_posix() for path in (paths.STATS_JSON, paths.TRAIN_METRICS, paths.EVALUATE_METRICS)}
+    measured = (paths.STATS_JSON, paths.LR_RANGE_SUGGESTION, paths.TRAIN_METRICS, paths.EVALUATE_METRICS)
+    assert set(shown) == {path.as_posix() for path in measured}
     set_params(workspace, {"epochs": 9})
     changed = json.loads(command(workspace, "dvc", "params", "diff", "--json").stdout)
     assert changed == {"params.yaml": {"epochs": {"old": 3, "new": 9, "diff": 6}}}
@@ -168,7 +169,8 @@ def test_dvc_speaks_of_metrics_params_and_plots(workspace: Path) -> None:
     page = command(workspace, "dvc", "plots", "show", "--json").stdout
     plots = json.loads(page)
     assert not plots.get("errors"), plots["errors"]
-    assert {"loss", "accuracy", "learning rate"} <= {name.rpartition("::")[2] for name in plots["data"]}
+    drawn = {"loss", "confusion", *(path.as_posix() for path in (paths.LR_RANGE_CURVE, paths.HISTORY, paths.SCHEDULE))}
+    assert {name.rpartition("::")[2] for name in plots["data"]} == drawn
 
 
 def test_an_experiment_is_one_row_and_leaves_the_workspace_alone(workspace: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from conftest import command, set_params
 from mlflow import MlflowClient
+from test_pipeline import ran
 
 from onecycle import paths, yaml_values
 from onecycle.params import flatten, load
@@ -57,6 +58,28 @@ def test_a_repro_of_everything_in_a_fresh_clone_is_one_whole_row(pipeline: Path,
     note = tags["mlflow.note.content"]
     assert f"| test accuracy | {row.data.metrics['test/accuracy']:.2%} |" in note
     assert note.endswith(f"    git checkout {commit}\n    dvc repro")
+
+
+def test_back_at_earlier_params_nothing_is_trained_again(workspace: Path) -> None:
+    """DVC's run-cache has it, and the row says so; evaluate alone, which is no work, does not get into that."""
+    lock = (workspace / "dvc.lock").read_bytes()
+    set_params(workspace, {"batch_size": 64, "epochs": 1, "one_cycle.max_at_epoch": 0.5})
+    assert ran(command(workspace, "dvc", "repro").stdout) == ["params", "lr_range", "train", "evaluate", "report"]
+    command(workspace, "git", "checkout", "params.yaml")
+    assert ran(command(workspace, "dvc", "repro").stdout) == ["params", "evaluate"]
+    assert (workspace / "dvc.lock").read_bytes() == lock
+    assert command(workspace, "git", "status", "--porcelain").stdout == ""
+    assert "up to date" in command(workspace, "dvc", "status").stdout
+    command(workspace, "onecycle", "sync")
+    away, back = rows(workspace)
+    kept = "download cached, stats cached, lr_range cached, train cached"
+    assert back.data.tags["dvc.stages"] == f"{kept}, evaluate ran, report cached"
+    assert back.data.tags["dvc.lock"] == hashlib.sha256(lock).hexdigest()
+    for stage in STAGES:
+        found = collect(stage, workspace)
+        assert {name: back.data.metrics[name] for name in found.metrics} == found.metrics
+    assert len(client(workspace).get_metric_history(back.info.run_id, "train/loss")) == 3
+    assert len(client(workspace).get_metric_history(away.info.run_id, "train/loss")) == 1
 
 
 @pytest.mark.slow
