@@ -85,7 +85,7 @@ def test_a_metric_that_only_one_of_them_has_is_no_agreement() -> None:
 
 def test_what_came_of_it_is_valid_json() -> None:
     """Also where a tensor has another shape, and its difference is infinite."""
-    record = Record(Place("HEAD", "c0ffee", None), "c0ffee", b"", b"", {}, {}, None)
+    record = Record(Place("HEAD", "c0ffee", None), "c0ffee", b"", b"", {}, {}, {})
     found = replace(judged(train="x"), weights=agreement.Weights(3, 1, math.inf, "a"))
     said = json.dumps(page.document(Reproduction(record, found, STAGES, STAGES)), allow_nan=False)
     assert json.loads(said)["weights"] == {"tensors": 3, "differing": 1, "largest": None, "where": "a"}

@@ -581,12 +581,15 @@ def test_the_table_of_recipes(folder: Path, onecycle: Run) -> None:
     between, _, after = rest.partition(readme.END)
     assert (before, after) == ("# A title\n\n", "\n\nThe rest.\n")
     assert between.splitlines() == [
-        "| recipe | n | test accuracy | training | hardware | command |",
-        "| --- | ---: | ---: | ---: | --- | --- |",
-        "| [page](results/reference/page) | 1 | 94.50 % | – | – | "
-        "`dvc exp run -S data.validation_fraction=0 -S optimizer.name=sgd` |",
-        "| [exercise](results/reference/exercise) | 2 | 93.90 ± 0.14 % | 3 min | "
-        "Some CPU, 2 cores, bfloat16 | `dvc repro` |",
+        "| recipe | n | test accuracy | training | hardware |",
+        "| --- | ---: | ---: | ---: | --- |",
+        "| [page](results/reference/page) | 1 | 94.50 % | – | – |",
+        "| [exercise](results/reference/exercise) | 2 | 93.90 ± 0.14 % | 3 min | Some CPU, 2 cores, bfloat16 |",
+        "",
+        "```sh",
+        "dvc exp run -S data.validation_fraction=0 -S optimizer.name=sgd    # page",
+        "dvc repro    # exercise",
+        "```",
     ]
 
 
@@ -594,9 +597,9 @@ def test_a_recipe_of_other_knobs_has_no_command(folder: Path, onecycle: Run) -> 
     onecycle(folder, "record", "workspace", "--recipe", "exercise")
     text = (folder / "params.yaml").read_text(encoding="utf-8")
     (folder / "params.yaml").write_text(f"a_new_knob: 1\n{text}", encoding="utf-8")
-    assert readme.table().splitlines()[-1].endswith("| – | – | `dvc repro` |")
+    assert "dvc repro    # exercise" in readme.table()
     commit(folder, "a new knob")
-    assert readme.table().splitlines()[-1].endswith("| – | – | – |")
+    assert readme.table().splitlines()[-1].endswith("| – | – |")
 
 
 def test_a_readme_without_a_place_for_it(folder: Path, onecycle: Run) -> None:

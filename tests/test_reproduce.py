@@ -119,6 +119,36 @@ def test_a_row_made_again_is_identical_and_linked(tracked: Tracked) -> None:
     assert [row.tags for row in tracked.rows()] == [before.tags, again.tags]
 
 
+def test_a_reference_run(tracked: Tracked) -> None:
+    command(tracked.root, "onecycle", "record", "workspace", "--recipe", "digits")
+    found = tracked.reproduce("digits")
+    assert found["verdict"] == "identical"
+    assert {one["stage"] for one in found["outputs"] if one["recorded"] == one["now"] is not None} == set(STAGES)
+    assert {name.partition(".")[0] for name in found["metrics"]} == {"train", "evaluate"}  # it keeps no stats.json
+    assert all(one["recorded"] == one["now"] for one in found["metrics"].values())
+    assert (found["weights"]["differing"], found["predictions"]["changed"]) == (0, 0)
+    assert (found["ran"], found["surroundings"]) == (["params", "evaluate"], [])  # the rest is in DVC's run-cache
+    assert "not known" not in found["said"]
+
+    # a machine that is another, code that no commit holds, and a stage that only a dvc.lock could begin with
+    environment = tracked.root / "results/reference/digits/seed-0/environment.json"
+    trained = json.loads(environment.read_text(encoding="utf-8"))
+    trained |= {"processor": "Z80", "changed": f"params.yaml, {EVALUATION.as_posix()}"}
+    environment.write_text(json.dumps(trained), encoding="utf-8")
+    hashes = environment.with_name("hashes.json")
+    recorded = json.loads(hashes.read_text(encoding="utf-8"))
+    recorded["code"][EVALUATION.as_posix()] = "0" * 32
+    recorded["outputs"]["results/evaluate/per_class.csv"] = "1" * 32
+    hashes.write_text(json.dumps(recorded), encoding="utf-8")
+    found = tracked.reproduce("digits", code=1)
+    assert (found["verdict"], found["culprits"]) == ("different", [EVALUATION.as_posix()])
+    assert found["parted"] == {"stage": "evaluate", "path": "results/evaluate/per_class.csv"}
+    assert [one["recorded"] for one in found["surroundings"] if one["what"] == "processor"] == ["Z80"]
+    assert f"its changes of {EVALUATION.as_posix()} are in no commit, and not made again" in found["said"]
+    done = command(tracked.root, "onecycle", "reproduce", "digits", "--from", "train", check=False)
+    assert (done.returncode, done.stderr.count("--from needs the dvc.lock of")) == (2, 1)
+
+
 @pytest.mark.slow
 def test_from_scratch_every_stage_runs_and_is_identical(tracked: Tracked) -> None:
     [first] = tracked.rows()
@@ -295,7 +325,9 @@ def test_what_cannot_be_made_again_is_refused(tracked: Tracked, monkeypatch: pyt
     assert "is a folder, and says nothing of the code" in refusal("results")
     (tracked.root / "kept").mkdir()
     (tracked.root / "kept/environment.json").write_text('{"commit": "0123456789abcdef"}', encoding="utf-8")
-    assert "to run it again, `git checkout 0123456789ab`, put its params.yaml there" in refusal("kept")
+    assert "is a folder, and says nothing of the code" in refusal("kept")
+    (tracked.root / "kept/hashes.json").write_text('{"outputs": {"models/model.pt": "0"}}', encoding="utf-8")
+    assert "the commit of kept, 0123456789ab, is not in this repository; fetch" in refusal("kept")
     assert "dvc.lock of HEAD~1 is missing" in refusal("HEAD~1")
     with monkeypatch.context() as away:  # which is no reason not to make a commit again
         away.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{paths.PARAMS}")

@@ -64,7 +64,9 @@ RUN = (
     "models:/name@alias, models:/name/version or `workspace`; a1,a2,a3 are several seeds of one recipe"
 )
 """What a run may be called where results are compared."""
-RERUN = "MLflow run id, models:/name@alias, models:/name/version, DVC experiment, git revision or `workspace`"
+RERUN = (
+    "MLflow run id, models:/name@alias, models:/name/version, DVC experiment, git revision, reference or `workspace`"
+)
 """What it may be called where it is made again."""
 ONE = f"{RERUN}, or a folder with results"
 """What one run may be called where it is looked at or kept."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from textwrap import wrap
 from typing import Any
 
 from onecycle import provenance
@@ -25,7 +26,9 @@ README = Path("README.md")
 BEGIN = "<!-- from results/reference, by `onecycle summary --readme` -->"
 END = "<!-- end of the table -->"
 NONE = "No reference run is recorded yet; `onecycle record` will fill the table that belongs here."
-COLUMNS = ("recipe", "n", "test accuracy", "training", "hardware", "command")
+COLUMNS = ("recipe", "n", "test accuracy", "training", "hardware")
+WIDTH = 120
+"""Characters of a line of a command."""
 
 
 def rewrite() -> str:
@@ -50,7 +53,7 @@ def rewrite() -> str:
 
 
 def table() -> str:
-    """Markdown: a line a recipe, mean ± standard deviation over its seeds, the most accurate first.
+    """Markdown: a line a recipe, mean ± standard deviation over its seeds, the most accurate first; then their commands.
 
     Raises:
         UserError: a reference run cannot be read.
@@ -61,19 +64,20 @@ def table() -> str:
     known = {recipe: (runs, [read(place) for place in runs]) for recipe, runs in recipes().items()}
     if not known:
         return f"{NONE}\n"
-    lines = [
-        _cells(recipe, runs, results, here)
-        for recipe, (runs, results) in sorted(known.items(), key=lambda one: -_accuracy(one[1][1]).value)
-    ]
-    marks = ("---", "---:", "---:", "---:", "---", "---")
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (COLUMNS, marks, *lines))
+    best_first = dict(sorted(known.items(), key=lambda one: -_accuracy(one[1][1]).value))
+    lines = [_cells(recipe, *one) for recipe, one in best_first.items()]
+    marks = ("---", "---:", "---:", "---:", "---")
+    rows = "".join(f"| {' | '.join(cells)} |\n" for cells in (COLUMNS, marks, *lines))
+    commands = {recipe: _command(results[0].params, here) for recipe, (_, results) in best_first.items()}
+    given = "".join(f"{command}    # {recipe}\n" for recipe, command in commands.items() if command)
+    return f"{rows}\n```sh\n{given}```\n" if given else rows
 
 
 def _accuracy(results: Sequence[Results]) -> Mean:
     return mean_of_runs([run.metrics["accuracy"] for run in results])
 
 
-def _cells(recipe: str, runs: Sequence[Place], results: Sequence[Results], here: Mapping[str, Any]) -> Iterator[str]:
+def _cells(recipe: str, runs: Sequence[Place], results: Sequence[Results]) -> Iterator[str]:
     trained = [provenance.kept_environment(place) for place in runs]
     seconds = [one.training_seconds for one in trained if one.training_seconds is not None]
     yield f"[{recipe}]({(REFERENCE / recipe).as_posix()})"
@@ -81,13 +85,15 @@ def _cells(recipe: str, runs: Sequence[Place], results: Sequence[Results], here:
     yield mean_and_deviation(_accuracy(results))
     yield duration(fmean(seconds) if seconds else None)
     yield "; ".join(dict.fromkeys(one.hardware or ABSENT for one in trained))
-    yield _command(results[0].params, here)
 
 
-def _command(params: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """What runs a recipe with the committed params.yaml; none where that has other knobs than the recipe had."""
+def _command(params: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+    """What runs a recipe with the committed params.yaml; None where that has other knobs than the recipe had."""
     changed = recipe_differing(here, params)
     if any(key not in here or key not in params for key in changed):
-        return ABSENT
-    overrides = "".join(f" -S {key}={spelled(params[key])}" for key in changed)
-    return f"`dvc exp run{overrides}`" if overrides else "`dvc repro`"
+        return None
+    if not changed:
+        return "dvc repro"
+    overrides = " ".join(f"-S\0{key}={spelled(params[key])}" for key in changed)  # \0: no line ends there
+    lines = wrap(f"dvc exp run {overrides}", WIDTH, break_long_words=False, break_on_hyphens=False)
+    return " \\\n  ".join(lines).replace("\0", " ")

@@ -138,12 +138,11 @@ def outputs(recorded: Lock, now: Lock, stages: Collection[str]) -> list[Output]:
 
 
 def changed_code(recorded: Lock, now: Lock, stages: Collection[str]) -> list[tuple[str, str]]:
-    """(stage, file) of code among the dependencies of `stages` that is not what it was."""
+    """(stage, file) of code among the recorded dependencies of `stages` that is not what it was."""
     changed = []
     for stage in stages:
         then, here = (hashes(lock.get(stage, {}), "deps") for lock in (recorded, now))
-        files = (path for path in dict.fromkeys([*then, *here]) if path.startswith(CODE))
-        changed += [(stage, path) for path in files if then.get(path) != here.get(path)]
+        changed += [(stage, path) for path, md5 in then.items() if path.startswith(CODE) and md5 != here.get(path)]
     return changed
 
 
@@ -166,9 +165,11 @@ def measured(place: Place) -> Measured:
 
 
 def metrics(recorded: Measured, now: Measured) -> dict[str, tuple[float | None, float | None]]:
-    """Every number in the stages' metrics, as "evaluate.accuracy"."""
+    """Every number in the metrics of the stages of which any were kept, as "evaluate.accuracy"."""
     then, here = recorded.metrics, now.metrics
-    return {name: (then.get(name), here.get(name)) for name in dict.fromkeys([*then, *here])}
+    stages = {name.partition(".")[0] for name in then}  # a reference run keeps no stats.json
+    names = dict.fromkeys([*then, *(name for name in here if name.partition(".")[0] in stages)])
+    return {name: (then.get(name), here.get(name)) for name in names}
 
 
 def weights(recorded: Path, now: Path) -> Weights:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from onecycle import experiments, paths, revisions, yaml_values
-from onecycle.dvc_lock import Lock, parse_lock, recorded_params
+from onecycle import experiments, paths, provenance, revisions, yaml_values
+from onecycle.dvc_lock import Lock, parse_graph, parse_lock, recorded_params
 from onecycle.errors import UserError
 from onecycle.git_command import complaint, run_git
-from onecycle.provenance import kept_environment
 from onecycle.revisions import Place
 from onecycle.tracking import patch, source
 
@@ -31,12 +30,14 @@ class Record:
     changes: bytes
     """What `git apply` adds; empty where the commit holds everything."""
     lock: bytes
-    """Its dvc.lock."""
+    """Its dvc.lock; empty where only the hashes are kept that it held."""
     params: Mapping[str, str]
     """By dotted key, as YAML spells them: of the row, or those its stages ran with."""
     stages: Lock
     """dvc.lock, read."""
-    row: StoredRow | None
+    tags: Mapping[str, str]
+    """What it was made with, as its row or its environment.json says; nothing where it has neither."""
+    row: StoredRow | None = None
     """Its row in MLflow, where it has one."""
     redacted: bool = False
     """Whether `changes` lack secrets."""
@@ -48,14 +49,9 @@ class Record:
         """As it was asked for."""
         return self.place.name
 
-    @property
-    def tags(self) -> Mapping[str, str]:
-        """What its row says; nothing where it has none."""
-        return self.row.tags if self.row else {}
-
 
 def find_record(name: str) -> Record:
-    """What is recorded of an MLflow run, a DVC experiment, a git revision or the workspace.
+    """What is recorded of an MLflow run, a DVC experiment, a git revision, a reference run or the workspace.
 
     Raises:
         UserError: there is no such run, or what is known of it is too little to make it again.
@@ -65,13 +61,7 @@ def find_record(name: str) -> Record:
         return _of_row(place, place.row)
     commit = place.commit or (_head() if name == revisions.WORKSPACE else None)
     if commit is None:
-        made_from = kept_environment(place).commit
-        if made_from:
-            raise UserError(
-                f"{name} keeps no {paths.DVC_LOCK} to compare with; to run it again, `git checkout {made_from[:12]}`, "
-                f"put its {paths.PARAMS.name} there and run `dvc repro`"
-            )
-        raise UserError(f"{name} is a folder, and says nothing of the code that made it; give a run, or a revision")
+        return _of_reference(place)
     changes = patch.Patch(b"", "")
     if name == revisions.WORKSPACE:
         changes = patch.take()
@@ -90,7 +80,39 @@ def find_record(name: str) -> Record:
     except UserError as error:  # which takes nothing that is needed to make it again
         trouble = str(error)
     redacted = changes.note == patch.REDACTED
-    return Record(place, commit, changes.content, lock, params, stages, row, redacted, trouble)
+    tags = row.tags if row else {}
+    return Record(place, commit, changes.content, lock, params, stages, tags, row, redacted, trouble)
+
+
+def _of_reference(place: Place) -> Record:
+    """A run below results/reference, which keeps the hashes of its dvc.lock, and names its commit and machine."""
+    made, made_with = provenance.recorded(place), provenance.kept_environment(place)
+    if made_with.commit is None or not made.outputs:
+        raise UserError(
+            f"{place.name} is a folder, and says nothing of the code that made it; give a run, or a revision"
+        )
+    commit = _present(made_with.commit, place.name)
+    try:
+        graph = parse_graph(Place(place.name, commit).need(paths.DVC_YAML))
+    except ValueError as error:
+        raise UserError(f"{paths.DVC_YAML} of {place.name}: {error}") from None
+    stages = {
+        name: {
+            "deps": _known(stage, ("deps",), made.code),
+            "outs": _known(stage, ("outs", "metrics", "plots"), made.outputs),
+        }
+        for name, stage in graph.items()
+    }
+    params = {key: yaml_values.spelled(value) for key, value in place.params().items()}
+    made_by_run = {name: entry for name, entry in stages.items() if entry["outs"]}
+    return Record(place, commit, b"", b"", params, made_by_run, provenance.tags(made_with))
+
+
+def _known(stage: Mapping[str, Any], sections: Sequence[str], hashes: Mapping[str, str]) -> list[dict[str, str]]:
+    """Those files of a stage in dvc.yaml whose hash is kept, as dvc.lock would have them."""
+    listed = [path for section in sections for path in stage.get(section, ())]
+    names = [next(iter(path)) if isinstance(path, dict) else str(path) for path in listed]
+    return [{"path": path, "md5": hashes[path]} for path in names if path in hashes]
 
 
 def _of_row(place: Place, row: StoredRow) -> Record:
@@ -117,8 +139,8 @@ def _of_row(place: Place, row: StoredRow) -> Record:
                 f"holds no patch of them ({why}); commit before you run"
             )
     redacted = row.tags.get("git.patch") == patch.REDACTED
-    stages = _parsed(place, lock)
-    return Record(place, _present(commit, f"run {row.run_id}"), changes, lock, row.params, stages, row, redacted)
+    stages, commit = _parsed(place, lock), _present(commit, f"run {row.run_id}")
+    return Record(place, commit, changes, lock, row.params, stages, row.tags, row, redacted)
 
 
 def _parsed(place: Place, lock: bytes) -> Lock:

@@ -24,6 +24,7 @@ from onecycle.reproduction.record import Record, find_record, set_params, withou
 from onecycle.reproduction.surroundings import Difference
 from onecycle.reproduction.worktree import Worktree, worktree
 from onecycle.revisions import Place
+from onecycle.tracking.source import changed_besides_params
 from onecycle.tracking.sync import sync
 from onecycle.yaml_values import load_flat
 
@@ -89,6 +90,10 @@ def _reproduce_in(
         raise UserError(f"{paths.DVC_LOCK} of {record.name} records no stage of its {paths.DVC_YAML}")
     if options.first and options.first not in stages:
         raise UserError(f"--from must be one of {', '.join(stages)}, got {options.first}")
+    if options.first and not record.lock:
+        raise UserError(
+            f"--from needs the {paths.DVC_LOCK} of {record.name}, which keeps none; --from-scratch needs none"
+        )
     python = _python(tree, options)
     here = surroundings.here(python, tree.folder)
     differing = surroundings.differences(record.tags, here)
@@ -153,10 +158,12 @@ def _tell(record: Record, differing: Sequence[Difference], options: Options) -> 
     print(f"reproduce: {record.name}{row}, from commit {record.commit[:12]}{changes}", file=sys.stderr)
     if record.redacted:
         print("reproduce: its patch lacks secrets that were in the code; what reads them will differ", file=sys.stderr)
-    if not record.row:
+    if record.place.folder and not record.lock and (lacking := changed_besides_params(record.tags)):
+        print(f"reproduce: its changes of {', '.join(lacking)} are in no commit, and not made again", file=sys.stderr)
+    if not record.tags:
         why = record.trouble or "no row in MLflow is of it"
         print(f"reproduce: {why}, so what it was made with is not known", file=sys.stderr)
-    for difference in differing if record.row else ():
+    for difference in differing if record.tags else ():
         print(f"reproduce: not as it was: {difference}", file=sys.stderr)
     packages = [one for one in differing if f"version.{one.what}" in record.tags]
     if packages and not options.recorded_packages:
@@ -175,8 +182,8 @@ def _furnish(tree: Worktree, record: Record, options: Options, files: Path, agai
         raise UserError(f"DVC takes no cache for the worktree: {dvc_command.complaint(said)}")
     for path in outputs(record.stages):  # the commit may hold those of another run
         restoring.remove_output(record.place, tree.folder, Path(path))
-    if options.from_scratch:
-        (tree.folder / paths.DVC_LOCK).unlink(missing_ok=True)
+    if options.from_scratch or not record.lock:
+        (tree.folder / paths.DVC_LOCK).unlink(missing_ok=True)  # DVC's cache knows runs by what they read, too
         return
     (tree.folder / paths.DVC_LOCK).write_bytes(without_stages(record.lock, again))
     kept = {name: entry for name, entry in record.stages.items() if name not in again}
