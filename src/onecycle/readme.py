@@ -53,7 +53,7 @@ def rewrite() -> str:
 
 
 def table() -> str:
-    """Markdown: a line a recipe, mean ± standard deviation over its seeds, the most accurate first; then their commands.
+    """Markdown: a line a recipe, mean ± standard deviation over its seeds, the best first; then their commands.
 
     Raises:
         UserError: a reference run cannot be read.
