@@ -56,7 +56,7 @@ def test_actions_are_pinned_and_whatever_runs_a_branch_may_only_read() -> None:
     assert may_write == {"comment": {"pull-requests": "write"}}
     assert [set(step) for step in steps("comment")] == [{"name", "env", "run"}]  # nothing of the branch is there
     assert "${{" not in "".join(step.get("run", "") for job in workflow()["jobs"] for step in steps(job))
-    for job in ("check", "pipeline"):
+    for job in ("check", "pipeline", "slow"):
         assert steps(job)[0]["with"] == {"fetch-depth": 0, "persist-credentials": False}
 
 
@@ -71,6 +71,13 @@ def test_what_was_merged_is_checked_and_not_gated() -> None:
     assert "\n  push:\n    branches: [main]\n" in WORKFLOW.read_text(encoding="utf-8")
     gated = [step["name"] for step in steps("check") if step.get("if") == "github.event_name == 'pull_request'"]
     assert gated == ["Gate"]
+
+
+def test_each_schedule_has_its_job() -> None:
+    text = WORKFLOW.read_text(encoding="utf-8")
+    crons = re.findall(r'- cron: "(.+)"', text)
+    assert len(crons) == 2 and re.findall(r"github\.event\.schedule == '(.+?)'", text) == crons
+    assert steps("slow")[-1]["run"] == "make test-all"
 
 
 def test_the_hooks_are_the_checks_of_make() -> None:
@@ -126,7 +133,7 @@ def record(folder: Path, wrong: NDArray[np.int64], **params: float) -> None:
     write_run(folder, wrong)
     set_params(folder, params)
     for stage in yaml.safe_load((folder / "dvc.yaml").read_text(encoding="utf-8"))["stages"].values():
-        for out in (*stage.get("outs", ()), *stage.get("metrics", ())):
+        for out in (*stage.get("outs", ()), *stage.get("metrics", ()), *stage.get("plots", ())):
             path = folder / (out if isinstance(out, str) else next(iter(out)))
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -764,9 +765,18 @@ def test_an_experiment_of_one_stage_has_its_lock_whatever_that_records_of_the_ot
     assert "dvc.lock" in relay.state.tags
 
 
-def test_a_command_on_another_machine_is_over_a_day_after_its_last_word_and_stays_so(workspace: Workspace) -> None:
+CONTAINERS = pytest.mark.parametrize(
+    "container",
+    [Process("a-container", 1, 0.0), Process(platform.node(), 1, 0.0, "pid:[1]")],
+    ids=["named otherwise", "named as its host"],
+)
+
+
+@CONTAINERS
+def test_a_command_on_another_machine_is_over_a_day_after_its_last_word_and_stays_so(
+    workspace: Workspace, container: Process
+) -> None:
     """As of a container that is gone: what is added to its journal, here that its stage was killed, is not its word."""
-    container = Process("a-container", 1, 0.0)
     journal = Journal(workspace.root / ".state/journal/one")
     opened = {"process": asdict(container), "params": {}, "row": "row", "workspace": str(workspace.root)}
     journal.append("open", stage="stats", execution=asdict(Execution(container, "dvc repro")), **opened)
@@ -779,9 +789,11 @@ def test_a_command_on_another_machine_is_over_a_day_after_its_last_word_and_stay
     assert relay.over and relay.state.status == "KILLED"
 
 
-def test_what_another_machine_has_left_is_sent_once_nobody_else_sends_it(workspace: Workspace) -> None:
+@CONTAINERS
+def test_what_another_machine_has_left_is_sent_once_nobody_else_sends_it(
+    workspace: Workspace, container: Process
+) -> None:
     """As of a container that ended with its sender; a quarter of an hour later its command has ended, too."""
-    container = Process("a-container", 1, 0.0)
     journal = Journal(workspace.root / ".state/journal/one")
     values = {"data.dataset": "digits"}
     opened = {"process": asdict(container), "params": values, "row": "row", "workspace": str(workspace.root)}

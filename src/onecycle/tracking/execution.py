@@ -31,11 +31,13 @@ class Process:
     pid: int
     started: float
     """Linux: clock ticks since boot, which no clock step changes. Elsewhere seconds since 1970, as the kernel noted."""
+    namespace: str = ""
+    """Linux: in which `pid` is its number; a container has its own, and may be called as its host. Empty: unknown."""
 
     @classmethod
     def of(cls, pid: int) -> Process:
         """The process that has number `pid` now. Raises `psutil.NoSuchProcess` when there is none."""
-        return cls(platform.node(), pid, _started(pid))
+        return cls(platform.node(), pid, _started(pid), _namespace())
 
     @classmethod
     def current(cls) -> Process:
@@ -45,7 +47,7 @@ class Process:
     @property
     def here(self) -> bool:
         """Whether it belongs to this machine or container, so that `alive` can tell."""
-        return self.host == platform.node()
+        return self.host == platform.node() and self.namespace in ("", _namespace())
 
     def alive(self) -> bool:
         """Whether it still runs."""
@@ -125,6 +127,14 @@ def dvc_arguments(words: Sequence[str]) -> Sequence[str] | None:
     if names and names[0].lower().startswith(("python", "pypy")) and "dvc" in names[:6]:
         return words[names.index("dvc") + 1 :]
     return None
+
+
+@cache
+def _namespace() -> str:
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:  # no Linux
+        return ""
 
 
 def _started(pid: int) -> float:
