@@ -83,6 +83,20 @@ def test_back_at_earlier_params_nothing_is_trained_again(workspace: Path) -> Non
 
 
 @pytest.mark.slow
+def test_an_experiment_that_fails_after_training_has_not_trained_for_nothing(workspace: Path) -> None:
+    """Its folder is gone, and its checkpoints with its success; DVC's run-cache is what is left of it."""
+    evaluate = workspace / "stages/evaluate.py"
+    whole = evaluate.read_text(encoding="utf-8")
+    evaluate.write_text(whole.replace("def main(", "raise MemoryError('full')\n\n\ndef main("), encoding="utf-8")
+    experiment = ("dvc", "exp", "run", "--temp", "-S", "epochs=2")
+    failed = command(workspace, *experiment, check=False)
+    assert failed.returncode != 0 and "Running stage 'train'" in failed.stdout, failed.stdout + failed.stderr
+    evaluate.write_text(whole, encoding="utf-8")
+    again = command(workspace, *experiment).stdout
+    assert "Stage 'train' is cached" in again and ran(again)[-2:] == ["evaluate", "report"]
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_commands_in_a_description_make_the_row_again(workspace: Path, tmp_path: Path) -> None:
     """In another clone, with a cache of its own; on a CPU the figures are the same to the last digit."""
