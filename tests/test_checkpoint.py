@@ -295,6 +295,7 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(files: list[Path], tmp_pa
 def test_identity_is_what_decides_the_result(
     small_params: Callable[..., Params], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shutil.copy(REPO / "dvc.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     code = Path("training.py")
     code.write_text("step()", encoding="utf-8")

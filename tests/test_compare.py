@@ -13,7 +13,7 @@ from crafted_run import CLASSES, LABELS, commit, errors, repository, set_params,
 from scipy.stats import t as student
 from scipy.stats import ttest_ind
 
-from onecycle import compare, differences, numbers, paths, revisions, tables
+from onecycle import compare, differences, numbers, paths, results, revisions, tables
 from onecycle.differences import side_name
 from onecycle.errors import UserError
 from onecycle.results import Results, read, read_side
@@ -217,6 +217,13 @@ def test_a_mean_of_counts_is_no_whole_number() -> None:
         "+932.7",
         "-0.0 to +1,865.3",
     )
+
+
+def test_a_metric_is_told_by_its_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(results.RANGES, "worst_loss", (0.0, 10.0))
+    monkeypatch.setitem(results.RANGES, "worst_recall", results.SHARE)
+    assert numbers.compared("worst_loss", 2.3379, 2.606, None, None) == ("2.3379", "2.6060", "+0.2681", "–")
+    assert numbers.compared("worst_recall", 0.9, 0.85, None, None) == ("90.00 %", "85.00 %", "-5.00", "–")
 
 
 def test_what_it_prints(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -143,6 +143,18 @@ def test_pairs_and_galleries_of_twelve_images_by_hand(outcomes: evaluation.Outco
     assert document["galleries"]["per_class"][0] == pytest.approx(entry)
 
 
+def test_of_many_classes_those_are_shown_that_are_wrong_most_often() -> None:
+    """Class k of 14 has k wrong images; of each of the ten worst the three costliest are shown, class by class."""
+    labels = np.repeat(np.arange(14), 14)
+    wrong = np.tile(np.arange(14), 14) < labels
+    probabilities = np.full((len(labels), 14), 0.01, np.float32)
+    probabilities[np.arange(len(labels)), np.where(wrong, (labels + 1) % 14, labels)] = 0.87
+    images = np.random.default_rng(0).integers(0, 256, (len(labels), 4, 4, 3), np.uint8)
+    found = evaluation.galleries(evaluation.outcomes(probabilities, labels), images)["per_class"]
+    assert labels[found].tolist() == [label for label in range(4, 14) for _ in range(3)]
+    assert wrong[found].all()
+
+
 @pytest.mark.parametrize("sharpness", [0.5, 2, 100], ids=["unsure", "trained", "underflowing"])
 def test_agrees_with_scikit_learn(sharpness: float) -> None:
     probabilities, labels = random_case(5_000, sharpness=sharpness)

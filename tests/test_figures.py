@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -16,6 +17,7 @@ from onecycle.data import Dataset
 from onecycle.figures import METHODS, loss_limits, lr_range_figure
 from onecycle.png import save_png
 from onecycle.report import figures
+from onecycle.report.figures import confusion
 
 
 def words(figure: Figure) -> str:
@@ -93,3 +95,18 @@ def test_the_confusion_figure_holds_every_count(digits: Dataset, small_params: A
     inputs = report_inputs(digits, small_params())
     shown = words(figures(inputs)["confusion"]).split()
     assert all(str(count) in shown for count in inputs.confusion["count"])
+
+
+def test_the_confusion_figure_of_many_classes_has_room_for_their_names(tmp_path: Path) -> None:
+    names = [f"class {k}" for k in range(100)]
+    counts = pd.DataFrame(
+        [(one, other, 90 if one == other else 0) for one in names for other in names],
+        columns=["actual", "predicted", "count"],
+    )
+    figure = confusion(counts, names)
+    [axes] = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == names
+    assert not axes.texts  # of 10,000 counts none could be read
+    height = figure.get_figheight() * 72 / 100  # points, for a row
+    assert axes.get_yticklabels()[0].get_fontsize() < height
+    assert png(figure, tmp_path)

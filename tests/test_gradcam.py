@@ -81,6 +81,28 @@ class PooledLinear(nn.Module):
         return self.head(self.layer2(x).mean(dim=(2, 3)))
 
 
+class InPlace(TwoLayers):
+    """The same, and what follows the layer overwrites what that gave."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        images = self.layer1(x)
+        assert isinstance(images, Tensor)
+        images.mul_(1)
+        red, green, _blue = images.sum(dim=(2, 3)).unbind(1)
+        return torch.as_tensor(self.head(torch.stack([red - 10, green], dim=1).relu()))
+
+
+def test_what_follows_may_work_in_place() -> None:
+    images = np.random.default_rng(0).integers(0, 9, (4, 8, 8, 3), np.uint8)
+    targets = [constant(c, 4) for c in range(3)]
+    plain, in_place = (
+        gradcam(unscaled(network), images, targets, "layer1", CPU) for network in (TwoLayers(), InPlace())
+    )
+    for one, other in zip(plain, in_place, strict=True):
+        assert (one == other).all()
+    assert plain[0].any()
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_linear_head_gives_class_activation_maps(memory_format: torch.memory_format) -> None:
     torch.manual_seed(0)

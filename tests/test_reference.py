@@ -18,7 +18,7 @@ from crafted_run import commit, edit_metrics, errors, repository, write_run
 from mlflow import MlflowClient
 from scipy.stats import t as student
 
-from onecycle import differences, params, paths, provenance, readme
+from onecycle import differences, params, paths, provenance, readme, recipe
 from onecycle.dvc_lock import read_lock
 from onecycle.executions import executions
 from onecycle.results import read_side
@@ -600,6 +600,24 @@ def test_a_recipe_of_other_knobs_has_no_command(folder: Path, onecycle: Run) -> 
     assert "dvc repro    # exercise" in readme.table()
     commit(folder, "a new knob")
     assert readme.table().splitlines()[-1].endswith("| – | – |")
+
+
+def test_a_knob_that_came_later_makes_no_other_recipe(
+    folder: Path, onecycle: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is known what runs did before; its new default may be another, too."""
+    onecycle(folder, "record", "workspace", "--recipe", "exercise")
+    text = (folder / "params.yaml").read_text(encoding="utf-8")
+    (folder / "params.yaml").write_text(f"a_new_knob: 1\n{text}", encoding="utf-8")
+    commit(folder, "a new knob")
+    old, new = (find(name).params() for name in ("results/reference/exercise/seed-0", "HEAD"))
+    assert recipe.recipe_differing(old, new) == ["a_new_knob"]
+    monkeypatch.setattr(recipe, "ADDED", {"a_new_knob": 1})
+    assert recipe.recipe_differing(old, new) == recipe.recipe_differing(new, old) == []
+    assert "dvc repro    # exercise" in readme.table()
+    monkeypatch.setattr(recipe, "ADDED", {"a_new_knob": 2})
+    assert "dvc exp run -S a_new_knob=2    # exercise" in readme.table()
+    assert "a_new_knob" in recipe.recipe_differing({}, new)  # of a run without params nothing is known
 
 
 def test_a_readme_without_a_place_for_it(folder: Path, onecycle: Run) -> None:

@@ -17,6 +17,7 @@ from onecycle.data import Dataset
 from onecycle.errors import UserError
 from onecycle.params import load
 from onecycle.report import ReportInputs, page, read, words
+from onecycle.report import inputs as inputs_module
 from onecycle.report.charts import Axis, Line, line_chart, ticks
 from onecycle.report.galleries import heat
 from onecycle.report.mistakes import confusion_rows
@@ -266,6 +267,15 @@ def test_an_execution_adds_its_section_to_the_copy_only(inputs: ReportInputs) ->
 def test_names_are_escaped(inputs: ReportInputs) -> None:
     html = page(replace(inputs, versions={"<script>alert(1)</script>": "1"}))
     assert "<script>alert" not in html
+
+
+@pytest.mark.parametrize("name", ["None", "NA", "nan", "007", ""])
+def test_a_class_may_be_called_what_pandas_takes_for_nothing(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "per_class.csv"
+    file.write_text(f"class,precision,support\n{name},0.5,3\ncat,0.25,4\n", encoding="utf-8")
+    table = inputs_module._named(file, ("class",))
+    assert table["class"].tolist() == [name, "cat"]
+    assert (table["precision"].tolist(), table["support"].tolist()) == ([0.5, 0.25], [3, 4])
 
 
 def test_confusion_rows_are_the_counts(inputs: ReportInputs) -> None:

@@ -34,7 +34,6 @@ ABANDONED_DAYS = 30
 PATIENCE_SECONDS = 10  # for a run that was just asked to end, and finishes its step first
 _MAGIC = b"onecycle checkpoint 1\n"
 _DIGEST_SIZE = hashlib.sha256().digest_size
-_NOT_TRAINING = ("data.dataset", "data.limit", "lr_range.", "evaluate.", "gate.", "runtime.")
 LIBRARIES = ("torch", "numpy", "albumentations", "opencv-python-headless")
 """Whose version may change what training computes."""
 
@@ -204,11 +203,16 @@ def identity(params: Mapping[str, object], code: Iterable[Path], **inputs: objec
     """Everything that decides a training run's result, each under a name a person understands.
 
     Args:
-        params: flat params; those that training never reads are left out.
+        params: flat params; those that dvc.yaml does not list for training are left out.
         code: the files that compute the result (`code_of("train")`).
         inputs: what else flows in: data digest, peak rate, device, threads.
     """
-    ours = {key: repr(value) for key, value in params.items() if not key.startswith(_NOT_TRAINING)}
+    read = tuple(_stage("train")["params"])
+    ours = {
+        key: repr(value)
+        for key, value in params.items()
+        if key in read or key.startswith(tuple(f"{one}." for one in read))
+    }
     files = {path.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in code}
     versions = {f"{name} version": version(name) for name in LIBRARIES}
     return ours | files | versions | {key: str(value) for key, value in inputs.items()}
@@ -216,5 +220,9 @@ def identity(params: Mapping[str, object], code: Iterable[Path], **inputs: objec
 
 def code_of(stage: str) -> list[Path]:
     """The Python files that dvc.yaml names as dependencies of `stage`."""
-    deps = parse_graph(paths.DVC_YAML.read_bytes())[stage]["deps"]
-    return [Path(dep) for dep in deps if dep.endswith(".py")]
+    return [Path(dep) for dep in _stage(stage)["deps"] if dep.endswith(".py")]
+
+
+def _stage(name: str) -> Mapping[str, Any]:
+    """What dvc.yaml says of a stage."""
+    return parse_graph(paths.DVC_YAML.read_bytes())[name]

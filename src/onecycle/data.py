@@ -29,6 +29,8 @@ Index = NDArray[np.int64]
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 CHANNELS = ("red", "green", "blue")
+MOST_CLASSES = 256
+"""Predictions are kept as a byte each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +54,40 @@ class Dataset:
 
 
 def describe(name: str, classes: tuple[str, ...], arrays: Mapping[str, NDArray[np.generic]]) -> Dataset:
-    """The data set made of `arrays` (keys: `ARRAYS`), with its digest."""
+    """The data set made of `arrays` (keys: `ARRAYS`), with its digest.
+
+    Raises:
+        UserError: they, or its classes, are not what `Dataset` says; found out here, and not after hours of training.
+    """
     ordered = {key: np.ascontiguousarray(arrays[key]) for key in ARRAYS}
+    _check(name, classes, ordered)
     digest = hashlib.sha256(json.dumps(classes).encode())
     for key, array in ordered.items():
         digest.update(f"{key} {array.dtype.str} {array.shape}".encode())
         digest.update(array.data)
     return Dataset(name, classes, digest.hexdigest(), **ordered)
+
+
+def _check(name: str, classes: tuple[str, ...], arrays: Mapping[str, NDArray[np.generic]]) -> None:
+    if not 2 <= len(set(classes)) == len(classes) <= MOST_CLASSES:
+        raise UserError(f"data set {name} must have 2 to {MOST_CLASSES} classes, each with a name of its own")
+    for split in ("train", "test"):
+        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+        if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3) or not len(images):
+            raise UserError(
+                f"data set {name}: {split}_images must be uint8 (N, 32, 32, 3), got {images.dtype} {images.shape}; pad "
+                "or scale images of another size, and repeat a single channel"
+            )
+        if labels.dtype != np.int64 or labels.shape != (len(images),):
+            raise UserError(
+                f"data set {name}: {split}_labels must be int64 ({len(images)},), got {labels.dtype} {labels.shape}"
+            )
+        lowest, highest = int(np.min(labels)), int(np.max(labels))
+        if lowest < 0 or highest >= len(classes):
+            raise UserError(
+                f"data set {name}: {split}_labels must be from 0 to {len(classes) - 1}, a position among its classes; "
+                f"got {lowest} to {highest}"
+            )
 
 
 def fewer(dataset: Dataset, limit: int | None, seed: int) -> Dataset:

@@ -34,6 +34,7 @@ CONFIDENCE = 0.95
 """Of the interval of accuracy (Wilson 1927)."""
 GALLERY_IMAGES = 30
 IMAGES_PER_CLASS = 3
+CLASSES_SHOWN = 10
 PAIRS = 20
 
 
@@ -211,8 +212,8 @@ def confused_pairs(outcomes: Outcomes) -> list[dict[str, Any]]:
 def galleries(outcomes: Outcomes, images: NDArray[np.uint8]) -> dict[str, list[int]]:
     """Which of the (N, H, W, 3) test images to look at, as indices, most telling first.
 
-    worst: misclassified, highest loss first; per_class: the same, a few of each class; unsure: correct,
-    lowest confidence first; top_pair: the most confused pair's, highest loss first.
+    worst: misclassified, highest loss first; per_class: the same, a few of each class, or of the ten that are wrong
+    most often; unsure: correct, lowest confidence first; top_pair: the most confused pair's, highest loss first.
     """
     content = np.array([_content(image) for image in images], dtype=np.uint64)
     ties = (outcomes.labels, content)
@@ -223,7 +224,9 @@ def galleries(outcomes: Outcomes, images: NDArray[np.uint8]) -> dict[str, list[i
     labels, predictions = outcomes.labels[wrong], outcomes.predictions[wrong]
     top = next(iter(confused_pairs(outcomes)), {"label": -1, "prediction": -1})
     of_top_pair = (labels == top["label"]) & (predictions == top["prediction"])
-    per_label = [wrong[labels == label][:IMAGES_PER_CLASS] for label in np.unique(labels)]
+    missed, counts = np.unique(labels, return_counts=True)
+    shown = np.sort(missed[np.argsort(-counts, kind="stable")][:CLASSES_SHOWN])
+    per_label = [wrong[labels == label][:IMAGES_PER_CLASS] for label in shown]
     return {
         "worst": wrong[:GALLERY_IMAGES].tolist(),
         "per_class": [int(index) for few in per_label for index in few],

@@ -42,7 +42,7 @@ def gradcam(
 
     def keep(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         kept.append(output.detach().requires_grad_())
-        return kept[-1]
+        return kept[-1].clone()  # which what follows may change in place
 
     with classifier.network.get_submodule(layer).register_forward_hook(keep):
         logits = classifier.logits(torch.from_numpy(np.array(images, order="C")).to(device))

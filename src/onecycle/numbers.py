@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import count
 
+from onecycle.results import RANGES, SHARE
 from onecycle.stats_tests import Mean
 
 ABSENT = "–"
@@ -48,12 +49,13 @@ def compared(
 ) -> tuple[str, str, str, str]:
     """A metric of both sides, the second's minus the first's, and its interval.
 
-    Shares are told in percent and points, counts and losses as they are.
+    Shares are told in percent and points; counts, losses and the calibration error, which is one of probabilities, as
+    they are.
     """
     if metric == "wrong":
         whole = second.is_integer() and (first is None or first.is_integer())  # no mean over runs
         value, signed, factor = ("{:,.0f}", "{:+,.0f}", 1.0) if whole else ("{:,.1f}", "{:+,.1f}", 1.0)
-    elif metric in ("loss", "brier", "ece"):
+    elif metric == "ece" or RANGES.get(metric, SHARE) != SHARE:  # the gate's floor is one of accuracy
         value, signed, factor = "{:.4f}", "{:+.4f}", 1.0
     else:
         value, signed, factor = "{:.2f} %", "{:+.2f}", 100.0

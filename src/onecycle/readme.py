@@ -16,7 +16,7 @@ from onecycle.differences import recipes
 from onecycle.errors import UserError
 from onecycle.git_command import git_says
 from onecycle.numbers import ABSENT, duration, mean_and_deviation
-from onecycle.recipe import recipe_differing
+from onecycle.recipe import recipe_differing, with_added
 from onecycle.results import Results, read
 from onecycle.revisions import REFERENCE, WORKSPACE, Place, find
 from onecycle.stats_tests import Mean, mean_of_runs
@@ -89,6 +89,7 @@ def _cells(recipe: str, runs: Sequence[Place], results: Sequence[Results]) -> It
 
 def _command(params: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
     """What runs a recipe with the committed params.yaml; None where that has other knobs than the recipe had."""
+    params = with_added(params)
     changed = recipe_differing(here, params)
     if any(key not in here or key not in params for key in changed):
         return None

@@ -17,6 +17,9 @@ from onecycle.report.galleries import Card, galleries, heat
 from onecycle.report.inputs import ReportInputs
 from onecycle.report.words import count, percent, rate
 
+MOST_COUNTS = 20
+"""Classes whose counts fit into the fields of a confusion matrix."""
+
 
 def figures(inputs: ReportInputs) -> dict[str, Figure]:
     """Every figure by name; a gallery without images is left out."""
@@ -78,16 +81,20 @@ def confusion(counts: pd.DataFrame, classes: Sequence[str]) -> Figure:
     images = table.to_numpy(int)
     size, diagonal = len(classes), np.eye(len(classes), dtype=bool)
     with style():
-        figure = Figure(figsize=(7.2, 6.8), layout="constrained")
+        side = max(6.8, 0.17 * size + 1.5)  # inches; room for every name
+        figure = Figure(figsize=(side + 0.4, side), layout="constrained")
         axes = figure.subplots()
         for shown, colours in ((~diagonal, "Oranges"), (diagonal, "Blues")):
             values = np.ma.masked_where(~shown, np.sqrt(images))
             # the paler half of each palette, so that dark figures stay readable on every field
             axes.imshow(values, cmap=colours, vmin=0, vmax=1.8 * max(1.0, float(values.max())))
-        for i, j in np.ndindex(size, size):
+        few = size <= MOST_COUNTS
+        for i, j in np.ndindex(size, size) if few else ():
             axes.text(j, i, f"{images[i, j]}", ha="center", va="center", fontsize=9)
-        axes.set_xticks(range(size), classes, rotation=45, ha="right")
+        axes.set_xticks(range(size), classes, rotation=45 if few else 90, ha="right" if few else "center")
         axes.set_yticks(range(size), classes)
+        if not few:
+            axes.tick_params(labelsize=7)
         axes.set(xlabel="predicted", ylabel="true")
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)

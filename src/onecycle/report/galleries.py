@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from onecycle.evaluation import CLASSES_SHOWN
 from onecycle.report.inputs import ReportInputs
 
 
@@ -53,12 +54,15 @@ def galleries(document: Mapping[str, Any]) -> list[Gallery]:
     """The galleries of galleries.json that hold images, in the page's order."""
     classes = document["classes"]
     pair = document["pairs"][0] if document["pairs"] else None
+    whose = (
+        "true class" if len(classes) <= CLASSES_SHOWN else f"of the {CLASSES_SHOWN} true classes with the most mistakes"
+    )
     top = f"{classes[pair['label']]} taken for {classes[pair['prediction']]}" if pair else ""
     texts = {
         "worst": ("The costliest mistakes", "Misclassified, by loss, highest first."),
         "per_class": (
             "Costliest of each class",
-            "Up to three misclassified images of each true class, highest loss first.",
+            f"Up to three misclassified images of each {whose}, highest loss first.",
         ),
         "top_pair": (top[:1].upper() + top[1:], "The most confused pair, highest loss first."),
         "unsure": ("Right, but barely", "Classified correctly with the least confidence, lowest first."),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import platform
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -95,8 +96,8 @@ def read(params: Params) -> ReportInputs:
         train_metrics=_json(paths.TRAIN_METRICS),
         model_summary=_whole(paths.MODEL_SUMMARY, lambda path: path.read_text(encoding="utf-8")),
         metrics=_json(paths.EVALUATE_METRICS),
-        per_class=_whole(paths.PER_CLASS, lambda path: pd.read_csv(path, dtype={"class": str})),
-        confusion=_whole(paths.CONFUSION, lambda path: pd.read_csv(path, dtype={"actual": str, "predicted": str})),
+        per_class=_whole(paths.PER_CLASS, partial(_named, classes=("class",))),
+        confusion=_whole(paths.CONFUSION, partial(_named, classes=("actual", "predicted"))),
         predictions=_whole(paths.PREDICTIONS, pd.read_parquet),
         galleries=_json(paths.GALLERIES),
         gallery_images=images,
@@ -110,6 +111,11 @@ def _whole(path: Path, read_file: Callable[[Path], T]) -> T:
         return read_file(path)
     except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is missing or damaged ({error}); `dvc repro` makes it again") from error
+
+
+def _named(path: Path, classes: Sequence[str]) -> pd.DataFrame:
+    """A table with columns of class names, one of which may be "None", "NA" or "007"."""
+    return pd.read_csv(path, dtype=dict.fromkeys(classes, str), keep_default_na=False)
 
 
 def _json(path: Path) -> dict[str, Any]:
