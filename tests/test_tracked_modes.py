@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,21 @@ def test_back_at_earlier_params_nothing_is_trained_again(workspace: Path) -> Non
         assert {name: back.data.metrics[name] for name in found.metrics} == found.metrics
     assert len(client(workspace).get_metric_history(back.info.run_id, "train/loss")) == 3
     assert len(client(workspace).get_metric_history(away.info.run_id, "train/loss")) == 1
+
+
+@pytest.mark.parametrize("words", [("stash",), ("commit", "-qam", "mirrored")], ids=["stashed", "another branch"])
+def test_a_row_is_whole_though_its_results_are_put_away_at_once(workspace: Path, words: tuple[str, ...]) -> None:
+    set_params(workspace, {"evaluate.tta": "mirror"})
+    command(workspace, "git", "switch", "-qc", "idea")
+    repro = "dvc repro > repro.log && sha256sum dvc.lock > ../left.txt && rm repro.log && git " + shlex.join(words)
+    command(workspace, "sh", "-c", f"{repro} && git switch -q main")
+    left = (workspace.parent / "left.txt").read_text(encoding="utf-8").split()[0]
+    assert hashlib.sha256((workspace / "dvc.lock").read_bytes()).hexdigest() != left
+    command(workspace, "onecycle", "sync")
+    [row] = rows(workspace)
+    assert (row.info.status, row.data.tags["dvc.lock"]) == ("FINISHED", left)
+    kept = "download cached, stats cached, lr_range cached, train cached"
+    assert row.data.tags["dvc.stages"] == f"{kept}, evaluate ran, report ran"
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +12,8 @@ from onecycle.tracking.collect import STAGES
 from onecycle.tracking.execution import Execution
 from onecycle.tracking.git import git
 
+COMMITS = 50
+"""Of the newest that changed dvc.lock, how many are looked through."""
 _ASKING = {"-i", "--interactive", "--dry"}
 
 
@@ -72,6 +74,18 @@ def final_lock(workspace: Path, experiment: str | None, baseline: str | None) ->
         return (workspace / paths.DVC_LOCK).read_text(encoding="utf-8")
     commit = experiment_commit(experiment, baseline) if experiment and baseline else ""
     return git("-C", str(paths.original_root()), "show", f"{commit}:./{paths.DVC_LOCK}", strip=False) if commit else ""
+
+
+def committed_lock(workspace: Path, is_it: Callable[[str], bool]) -> str:
+    """The dvc.lock that a command left and that was committed or stashed before it was read; empty when none is."""
+    here = ("-C", str(workspace))
+    newest = ("log", "--all", "--reflog", f"--max-count={COMMITS}", "--format=%H", "--", paths.DVC_LOCK.name)
+    for commit in git(*here, *newest).split():
+        lock = git(*here, "show", f"{commit}:./{paths.DVC_LOCK}", strip=False)
+        with suppress(ValueError):
+            if lock and is_it(lock):
+                return lock
+    return ""
 
 
 def experiment_commit(experiment: str, baseline: str) -> str:

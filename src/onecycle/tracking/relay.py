@@ -17,7 +17,7 @@ from onecycle.dvc_lock import parse_lock
 from onecycle.tracking import registry, source
 from onecycle.tracking.collect import STAGES
 from onecycle.tracking.describe import description
-from onecycle.tracking.ending import cut_short, final_lock, left_undone, temporary, unrecorded
+from onecycle.tracking.ending import committed_lock, cut_short, final_lock, left_undone, temporary, unrecorded
 from onecycle.tracking.errors import DeletedRowError, StoreError
 from onecycle.tracking.filling import fill_in
 from onecycle.tracking.journal import QUIET_SECONDS, Entry, Journal
@@ -132,8 +132,13 @@ class Relay:
             self.journal.append("tags", stage="", values={"error": error})
             self.read()
             return True
-        if lacking and not ours:
-            return True
+        if lacking and not ours:  # a branch may have been changed at once
+            seen = False
+            lock = committed_lock(
+                workspace, lambda one: not unrecorded(one, state.stages, state.params, self._copies())
+            )
+            if not lock:
+                return True
         undone = left_undone(lock, workspace, state.stages, state.params) if seen else []
         cut = bool(undone) and cut_short(execution, workspace)
         if patient and (cut is None or (temporary(workspace) and not lock)):  # half removed, it may hold nothing
