@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,11 @@ def test_two_seeds_of_one_recipe_and_code_are_said_to_be_that(tmp_path: Path) ->
         comparison = compared(tmp_path, "0", other)
         assert comparison.same_recipe is expected
         assert (told in compare.page(comparison)) is expected
+    write_run(tmp_path / "3", errors(375, 225))  # as seed 0 has it
+    set_params(tmp_path / "3", {"seed": 3})
+    shutil.copy(tmp_path / "1/hashes.json", tmp_path / "3")
+    said = tables.markdown(compare.page(compared(tmp_path, "0", "3")))
+    assert "Both have the same results though their seeds differ" in said and told not in said
     mixed = compare.compare(side(tmp_path, "0"), side(tmp_path, "1") + side(tmp_path, "2"))
     assert mixed.same_recipe is False, "one of three has other code"
 

@@ -224,7 +224,10 @@ def test_a_stage_that_is_none_is_refused(tracked: Tracked) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("<<<<<<< HEAD\nstages: {}\n=======\n", "error: dvc.yaml of workspace: cannot be read as YAML: "),
+        (
+            "<<<<<<< HEAD\nstages: {}\n=======\n",
+            "error: dvc.yaml of workspace: cannot be read as YAML: holds the marks of a merge conflict",
+        ),
         ("stages: {other: {cmd: echo}}\n", "error: dvc.lock of workspace records no stage of its dvc.yaml"),
     ],
     ids=["marks of a merge", "another pipeline"],

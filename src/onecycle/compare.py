@@ -211,9 +211,14 @@ def page(comparison: Comparison) -> Page:
     """The comparison for people."""
     first, second = side_name(comparison.first), side_name(comparison.second)
     parts: list[str | Table] = [f"{second} against {first}: {sentence(comparison)}"]
-    if comparison.same_run:
+    if comparison.same_run and comparison.same_recipe:
+        parts.append(
+            "Both have the same results though their seeds differ: one was recorded without being run, by `dvc commit` "
+            "or `dvc exp save`; `dvc repro --force` with its params makes it anew."
+        )
+    elif comparison.same_run:
         parts.append("Both are the same run.")
-    if comparison.same_recipe:
+    elif comparison.same_recipe:
         parts.append("Same code and recipe, other seeds: with the same packages and device, what differs is chance.")
     if comparison.params:
         rows = [(key, *pair) for key, pair in comparison.params.items()]

@@ -6,6 +6,7 @@ Read with PyYAML's C loader: a stage waits for this, and the pure Python reader 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
@@ -16,6 +17,8 @@ from onecycle.yaml_limits import MOST_DEPTH, TRIPPED, check_size
 
 MOST_BITS = 4096
 """Of an integer in decimal; Python spells none of more than 4,300 digits."""
+
+CONFLICT = re.compile(rb"^<{7} ", re.MULTILINE)
 
 
 def load(text: str | bytes) -> dict[str, Any]:
@@ -32,7 +35,9 @@ def load(text: str | bytes) -> dict[str, Any]:
         check_size(root)
         tree = None if root is None else loader.construct_document(root)
     except (yaml.YAMLError, *TRIPPED) as error:
-        raise ValueError(f"cannot be read as YAML: {' '.join(str(error).split())}") from None
+        conflict = CONFLICT.search(text.encode() if isinstance(text, str) else text)
+        why = "holds the marks of a merge conflict" if conflict else " ".join(str(error).split())
+        raise ValueError(f"cannot be read as YAML: {why}") from None
     return tree if isinstance(tree, dict) else {}
 
 
