@@ -102,6 +102,7 @@ NOT_RUN = {
         "git checkout --ours dvc.lock results",
         "dvc commit --force",
         "dvc repro --force",
+        "dvc exp save",
         "dvc config --local core.no_scm true",
     ),
     "tests of their own": (
