@@ -37,6 +37,8 @@ from onecycle.params import Params, load
 torch.set_num_threads(1)  # tests run side by side, and nothing in them is large
 
 REPO = Path(__file__).resolve().parent.parent
+PARAMS_FILE = REPO / "tests" / "params.yaml"
+"""What tests take for the shipped params.yaml."""
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -55,13 +57,13 @@ SMALL = {
     "train.precision": "fp32",
     "train.threads": 1,
 }
-"""Changes to the shipped params.yaml that make the whole pipeline run in seconds."""
+"""Changes to `PARAMS_FILE` that make the whole pipeline run in seconds."""
 
 
 @pytest.fixture(scope="session")
 def small_params() -> Callable[..., Params]:
     """`small_params(**{"train.keep": "best"})`: the shipped params, shrunk by SMALL, then changed as asked."""
-    shipped = load(REPO / "params.yaml").model_dump()
+    shipped = load(PARAMS_FILE).model_dump()
 
     def changed(**changes: Any) -> Params:
         tree = {key: dict(value) if isinstance(value, dict) else value for key, value in shipped.items()}
@@ -124,6 +126,7 @@ def clone(target: Path) -> Path:
             continue
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(REPO / name, target / name)
+    shutil.copy(PARAMS_FILE, target)
     set_params(target, SMALL)
     for words in (("init", "-q", "-b", "main"), ("add", "-A"), ("commit", "-qm", "start")):
         command(target, "git", "-c", "user.name=test", "-c", "user.email=test@example.com", *words)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conftest import REPO, command, set_params
+from conftest import PARAMS_FILE, command, set_params
 from numpy.typing import NDArray
 
 from onecycle import evaluation, paths
@@ -39,7 +39,7 @@ def write_run(
     target = folder / paths.EVALUATE
     target.mkdir(parents=True, exist_ok=True)
     if not keep_params:
-        shutil.copy(REPO / paths.PARAMS, folder)
+        shutil.copy(PARAMS_FILE, folder)
     metrics = {**evaluation.metrics(probabilities, labels), "dataset_digest": digest}
     (folder / paths.EVALUATE_METRICS).write_text(json.dumps(metrics), encoding="utf-8")
     evaluation.per_class(outcomes, CLASSES).to_csv(folder / paths.PER_CLASS, index=False, lineterminator="\n")

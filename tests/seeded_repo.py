@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from conftest import REPO, command
+from conftest import PARAMS_FILE, REPO, command
 from crafted_run import commit, repository
 
 STAGE = """
@@ -42,7 +42,7 @@ stages:
 def seeded_repository(folder: Path) -> Path:
     """params.yaml as shipped, the stage above, one run of it, all of it committed on `main`."""
     repository(folder)
-    shutil.copy(REPO / "params.yaml", folder)
+    shutil.copy(PARAMS_FILE, folder)
     (folder / "dvc.yaml").write_text(GRAPH, encoding="utf-8")
     (folder / "made_up.py").write_text(STAGE.format(tests=str(REPO / "tests")), encoding="utf-8")
     command(folder, "dvc", "init", "-q")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import PARAMS_FILE
 from crafted_run import errors, write_run
 
 from onecycle import paths
@@ -55,7 +56,7 @@ def judged(surroundings: tuple[Difference, ...] = (), accuracy: float = 0.9, **h
         None,
         None,
         surroundings,
-        load(Path("params.yaml")).gate,
+        load(PARAMS_FILE).gate,
     )
 
 

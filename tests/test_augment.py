@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pickle
-from pathlib import Path
 from typing import Any
 
 import albumentations as A
 import numpy as np
 import pytest
 import torch
+from conftest import PARAMS_FILE
 from numpy.typing import NDArray
 from scipy.stats import chisquare
 
@@ -20,7 +20,7 @@ MEAN = np.array([0.49, 0.48, 0.45])
 
 
 def augment_params(**changes: Any) -> AugmentParams:
-    shipped = load(Path("params.yaml")).augment
+    shipped = load(PARAMS_FILE).augment
     return AugmentParams.model_validate(shipped.model_dump() | changes)
 
 

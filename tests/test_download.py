@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import PARAMS_FILE
 from crafted_archive import FOLDER, md5_of, members, packed, unpacked
 from sklearn.datasets import load_digits
 
@@ -557,7 +558,7 @@ def workspace(tmp_path: Path) -> Path:
     for part in ("src", "stages"):
         shutil.copytree(REPO / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     (folder / ".dvc").mkdir()
-    params = (REPO / "params.yaml").read_text(encoding="utf-8").replace("dataset: cifar10", "dataset: digits")
+    params = PARAMS_FILE.read_text(encoding="utf-8").replace("dataset: cifar10", "dataset: digits")
     (folder / "params.yaml").write_text(params, encoding="utf-8")
     return folder
 

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import REPO
+from conftest import PARAMS_FILE
 from crafted_archive import FOLDER, md5_of, members, packed
 from crafted_run import write_run
 from hypothesis import HealthCheck, given, seed, settings
@@ -133,7 +133,7 @@ def test_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 # ------------------------------------------------------------------------------------------------ params.yaml
 
-SHIPPED = (REPO / "params.yaml").read_text(encoding="utf-8")
+SHIPPED = PARAMS_FILE.read_text(encoding="utf-8")
 ODD_VALUES = [
     *("!!int ''", "!!float ''", "!!float x", "!!bool x", "!!timestamp x", "!!binary '*'", "!!null x", "!!set {a}"),
     *("!!omap [a]", "!!pairs x", "!!str [a]", "!!python/object/apply:os.mkdir [touched]", "!!python/name:os.system"),

@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import REPO, command, set_params
+from conftest import PARAMS_FILE, REPO, command, set_params
 from ending import HANG_SECONDS
 
 from onecycle import cpu_quota, loader
@@ -95,7 +95,7 @@ if __name__ == "__main__":
     print([int(images.max()) for images, _ in batches.epoch(0)])
 """
     )
-    shutil.copy(REPO / "params.yaml", tmp_path)
+    shutil.copy(PARAMS_FILE, tmp_path)
     assert command(tmp_path, sys.executable, "experiment.py").stdout == "[0]\n"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import PARAMS_FILE
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
@@ -22,13 +23,13 @@ UNLISTED = ("gate.", "runtime.")
 
 
 def shipped() -> dict[str, Any]:
-    tree = YAML(typ="safe", pure=True).load(Path("params.yaml").read_text(encoding="utf-8"))
+    tree = YAML(typ="safe", pure=True).load(PARAMS_FILE.read_text(encoding="utf-8"))
     assert isinstance(tree, dict)
     return tree
 
 
 def changed(**values: Any) -> dict[str, Any]:
-    """The shipped file with dotted keys (written with __) set."""
+    """The file that tests take for the shipped one, with dotted keys (written with __) set."""
     tree = shipped()
     for key, value in values.items():
         *section, last = key.split("__")
@@ -40,10 +41,12 @@ def changed(**values: Any) -> dict[str, Any]:
 
 
 def test_the_shipped_file_is_valid() -> None:
-    params = load(Path("params.yaml"))
+    keys = list(flatten(load(Path("params.yaml"))))
+    assert keys == list(leaves(YAML(typ="safe", pure=True).load(Path("params.yaml").read_text(encoding="utf-8"))))
+    assert keys == list(leaves(shipped())), "what is new in params.yaml goes into tests/params.yaml, too"
+    params = load(PARAMS_FILE)
     assert (params.epochs, params.batch_size, params.one_cycle.max_at_epoch) == (24, 512, 5)
     assert params.training_images() == 45_000
-    assert list(flatten(params)) == list(leaves(shipped()))  # same keys, same order
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -165,11 +168,11 @@ def test_a_few_lines_that_stand_for_billions_of_values(tmp_path: Path, text: str
 
 def test_an_anchor_may_be_defined_again(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    text = Path("params.yaml").read_text(encoding="utf-8")
-    twice = text.replace("seed: 0 ", "seed: &a 0 ").replace("epochs: 24 ", "epochs: &a 24 ")
+    text = PARAMS_FILE.read_text(encoding="utf-8")
+    twice = text.replace("seed: 0\n", "seed: &a 0\n").replace("epochs: 24\n", "epochs: &a 24\n")
     assert twice.count("&a") > 1
     path.write_text(twice, encoding="utf-8")
-    assert load(path) == load(Path("params.yaml"))
+    assert load(path) == load(PARAMS_FILE)
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
@@ -180,7 +183,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
 def test_small_rates_are_numbers_however_they_are_written(tmp_path: Path) -> None:
     """DVC writes `-S one_cycle.max_lr=0.00001` as 1e-05, which YAML 1.1 readers take for a string."""
     path = tmp_path / "params.yaml"
-    path.write_text(Path("params.yaml").read_text(encoding="utf-8").replace("max_lr: auto", "max_lr: 1e-05"), "utf-8")
+    path.write_text(PARAMS_FILE.read_text(encoding="utf-8").replace("max_lr: auto", "max_lr: 1e-05"), "utf-8")
     assert load(path).one_cycle.max_lr == 1e-05
 
 

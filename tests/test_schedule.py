@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import PARAMS_FILE
 from torch.optim.lr_scheduler import OneCycleLR
 
 from onecycle.errors import UserError
@@ -18,7 +19,7 @@ from onecycle.training import Epoch
 
 
 def cycle(**changes: Any) -> OneCycleParams:
-    return OneCycleParams.model_validate(load(Path("params.yaml")).one_cycle.model_dump() | changes)
+    return OneCycleParams.model_validate(load(PARAMS_FILE).one_cycle.model_dump() | changes)
 
 
 def test_the_exercise_s_cycle() -> None:

@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tracked_workspace import REPO, Workspace, finish, wait_for
+from conftest import PARAMS_FILE
+from tracked_workspace import Workspace, finish, wait_for
 
 from onecycle import paths
 from onecycle.dvc_lock import fresh
@@ -53,7 +54,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Works
 @pytest.fixture
 def params() -> Params:
     """The shipped params."""
-    return load(REPO / "params.yaml")
+    return load(PARAMS_FILE)
 
 
 def lock_entry(workspace: Workspace, deps: list[str], outs: list[str], params: dict[str, object]) -> dict[str, object]:
@@ -639,7 +640,7 @@ def test_tags_tell_commit_branch_changes_and_params_but_no_remote(workspace: Wor
 
     workspace.write("results/stats/stats.json", {"what the pipeline": "writes"})
     assert context.tags(here, values)["git.dirty"] == "false"
-    workspace.write("params.yaml", Path("params.yaml").read_text(encoding="utf-8").replace("epochs: 24", "epochs: 2"))
+    workspace.write("params.yaml", PARAMS_FILE.read_text(encoding="utf-8").replace("epochs: 24", "epochs: 2"))
     workspace.write("code.py", "changed")
     git("checkout", "-q", "--detach")  # as in an experiment
     tags = context.tags(Execution(here.process, "dvc exp run", "odd-name", commit), {"epochs": "2", "seed": "0"})

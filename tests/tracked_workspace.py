@@ -50,7 +50,7 @@ class Workspace:
         self.root = root
         self._processes: list[subprocess.Popen[str]] = []
         (root / ".dvc").mkdir(parents=True)
-        shutil.copy(REPO / "params.yaml", root)
+        shutil.copy(REPO / "tests/params.yaml", root)
 
     def stage(
         self, name: str, body: str = "pass", cwd: Path | None = None, under: Sequence[str] = (), **environment: str

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPO, command, set_params
+from conftest import PARAMS_FILE, REPO, command, set_params
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The shipped params.yaml in a folder of its own."""
-    shutil.copy(REPO / "params.yaml", tmp_path)
+    shutil.copy(PARAMS_FILE, tmp_path)
     return tmp_path
 
 

@@ -11,7 +11,7 @@ from subprocess import CalledProcessError
 
 import pytest
 import torch
-from conftest import REPO, set_params
+from conftest import PARAMS_FILE, set_params
 from ending import no_more_memory_before_renaming, stage
 
 from onecycle import paths, signals
@@ -104,7 +104,7 @@ def test_09_each_stage_names_its_knob(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    shutil.copy(REPO / "params.yaml", tmp_path)
+    shutil.copy(PARAMS_FILE, tmp_path)
     (tmp_path / ".dvc").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ONECYCLE_TRACKING", "off")

@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from conftest import REPO, command
+from conftest import PARAMS_FILE, REPO, command
 from crafted_archive import FOLDER, members, packed
 from test_download import Answer, Server, cut_off, html_page, unavailable, whole
 
@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
     (folder / ".dvc").mkdir(parents=True)
     (folder / paths.DATASET).mkdir(parents=True)
     (folder / paths.DATASET / "dataset.json").write_text("from before", encoding="utf-8")
-    shutil.copy(REPO / "params.yaml", folder)
+    shutil.copy(PARAMS_FILE, folder)
     return folder
 
 
