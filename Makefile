@@ -42,7 +42,8 @@ ui: $(READY)  ## browse the runs in MLflow
 
 # What `make table` leaves out: figures that say less than those beside them, and hashes of files.
 DROPPED := results/train/metrics.json:epochs|kept_epoch|(train|validation|test)_loss|(min|last)_lr|accuracy_|top|macro_|wrong
-DROPPED := $(DROPPED)|brier|images$$|n$$|(mean|std)\.|parameters|dataset_digest|results/lr_range|accepted|method|criterion|reason|advice|data/|models/|results/.*/[^:]*$$|params.yaml$$
+DROPPED := $(DROPPED)|brier|images$$|n$$|(mean|std)\.|parameters|dataset_digest|data/|models/|results/.*/[^:]*$$|params.yaml$$
+DROPPED := $(DROPPED)|results/lr_range|accepted|method|criterion|reason|advice
 
 table: $(READY)  ## experiments beside each other, the columns that matter (dvc exp show has 150)
 	dvc exp show --only-changed --drop '$(DROPPED)'
