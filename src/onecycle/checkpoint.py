@@ -28,6 +28,7 @@ from filelock import FileLock, Timeout
 from onecycle import paths, signals
 from onecycle.dvc_lock import parse_graph
 from onecycle.errors import UserError
+from onecycle.yaml_values import within
 
 KEPT = 2
 ABANDONED_DAYS = 30
@@ -208,11 +209,7 @@ def identity(params: Mapping[str, object], code: Iterable[Path], **inputs: objec
         inputs: what else flows in: data digest, peak rate, device, threads.
     """
     read = tuple(_stage("train")["params"])
-    ours = {
-        key: repr(value)
-        for key, value in params.items()
-        if key in read or key.startswith(tuple(f"{one}." for one in read))
-    }
+    ours = {key: repr(value) for key, value in params.items() if within(key, read)}
     files = {path.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in code}
     versions = {f"{name} version": version(name) for name in LIBRARIES}
     return ours | files | versions | {key: str(value) for key, value in inputs.items()}

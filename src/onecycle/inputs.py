@@ -14,7 +14,7 @@ from typing import Any
 from onecycle import paths
 from onecycle.dvc_lock import SMALL, md5, parse_graph
 from onecycle.errors import UserError
-from onecycle.yaml_values import load_flat, same, spelled
+from onecycle.yaml_values import load_flat, same, spelled, within
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Inputs:
         entry = _read(paths.DVC_YAML, parse_graph).get(stage, {})
         values = _read(paths.PARAMS, load_flat)
         wanted = tuple(name for name in entry.get("params", ()) if isinstance(name, str))
-        read = {key: value for key, value in values.items() if _within(key, wanted)}
+        read = {key: value for key, value in values.items() if within(key, wanted)}
         deps = (Path(dep) for dep in entry.get("deps", ()) if isinstance(dep, str))
         files = (file for dep in deps for file in (sorted(dep.rglob("*")) if dep.is_dir() else [dep]))
         return cls(stage, read, {file.as_posix(): _digest(file) for file in files if _is_hashed(file)})
@@ -65,10 +65,6 @@ def _is_hashed(file: Path) -> bool:
     """Whether DVC hashes it: .dvcignore leaves out what Python and editors lay beside the code."""
     beside = file.name.startswith(".") or file.name.endswith("~") or "__pycache__" in file.parts
     return file.is_file() and not beside
-
-
-def _within(key: str, wanted: tuple[str, ...]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in wanted)
 
 
 def _read(file: Path, parsed: Callable[[bytes], Mapping[str, Any]]) -> Mapping[str, Any]:

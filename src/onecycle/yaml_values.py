@@ -78,3 +78,8 @@ def same(one: object, other: object) -> bool:
         return float(one) == float(other)  # type: ignore[arg-type]
     except (OverflowError, TypeError, ValueError):
         return spelled(one) == spelled(other)
+
+
+def within(key: str, wanted: tuple[str, ...]) -> bool:
+    """Whether a dotted key is one of `wanted`, or in a section that is, as dvc.yaml lists params."""
+    return any(key == name or key.startswith(f"{name}.") for name in wanted)

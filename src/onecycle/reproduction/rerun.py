@@ -158,7 +158,7 @@ def _tell(record: Record, differing: Sequence[Difference], options: Options) -> 
     print(f"reproduce: {record.name}{row}, from commit {record.commit[:12]}{changes}", file=sys.stderr)
     if record.redacted:
         print("reproduce: its patch lacks secrets that were in the code; what reads them will differ", file=sys.stderr)
-    if record.place.folder and not record.lock and (lacking := changed_besides_params(record.tags)):
+    if not record.lock and (lacking := changed_besides_params(record.tags)):
         print(f"reproduce: its changes of {', '.join(lacking)} are in no commit, and not made again", file=sys.stderr)
     if not record.tags:
         why = record.trouble or "no row in MLflow is of it"
